@@ -1,0 +1,74 @@
+package keypool
+
+import (
+	"time"
+
+	"cc-relay/internal/ratelimit"
+	"cc-relay/internal/secret"
+)
+
+// Priorities of a key. Keys of a higher priority are used while any of them can
+// serve; an omitted priority is PriorityNormal.
+const (
+	PriorityLow    = 0
+	PriorityNormal = 1
+	PriorityHigh   = 2
+)
+
+// PoolConfig describes the keys of one provider and how to choose among them.
+type PoolConfig struct {
+	// Strategy names the selector: least_loaded, round_robin, random or weighted.
+	// Empty means least_loaded.
+	Strategy string `yaml:"strategy,omitempty"`
+	// Keys are the provider's credentials, in the order written. An empty list is
+	// a pool of one key that needs no credential and has no limits (local servers).
+	Keys []KeyConfig `yaml:"-"`
+}
+
+// KeyConfig is one credential with what its operator knows of its limits.
+type KeyConfig struct {
+	// Key is the provider's API key. The same key twice is an error.
+	Key secret.Value `yaml:"key"`
+	// RPMLimit, ITPMLimit and OTPMLimit are requests, uncached input tokens and
+	// output tokens a minute, for every model class until response headers say
+	// otherwise. 0 means unknown: learned from the first answer.
+	RPMLimit  int `yaml:"rpm_limit,omitempty"`
+	ITPMLimit int `yaml:"itpm_limit,omitempty"`
+	OTPMLimit int `yaml:"otpm_limit,omitempty"`
+	// Priority is PriorityLow, PriorityNormal or PriorityHigh; nil means PriorityNormal.
+	Priority *int `yaml:"priority,omitempty"`
+	// Weight is the key's share under the weighted strategy, 1 to 1000; nil means 1.
+	Weight *int `yaml:"weight,omitempty"`
+}
+
+// ID is the key's public name: the first 12 hexadecimal digits of its SHA-256.
+func (k KeyConfig) ID() string { return k.Key.Fingerprint() }
+
+// State says whether a key can serve a class now.
+type State string
+
+// States of a key for one model class.
+const (
+	StateAvailable State = "available" // can serve one request now
+	StateExhausted State = "exhausted" // a bucket is empty and refilling
+	StateCooling   State = "cooling"   // told to wait by the provider
+	StateDead      State = "dead"      // refused as a credential, out of credit, or not granted; probed now and then
+)
+
+// KeyMetadata is what may be known of a key without its secret, for one model
+// class. Selectors read it; Keys and GetStats return copies.
+type KeyMetadata struct {
+	ID       string // first 12 hex digits of the key's SHA-256
+	Class    string // model class; "" for the class-less methods
+	Index    int    // position in the configuration, from 0
+	Priority int    // 0 low, 1 normal, 2 high
+	Weight   int    // share under the weighted strategy, at least 1
+
+	Limits    ratelimit.Limits // per minute; 0 = no limit known
+	Remaining ratelimit.Limits // levels now, rounded down, negative while in debt; 0 where no limit is known
+	InFlight  int              // requests acquired and not settled
+	Headroom  float64          // smallest (level − demand)/limit over the buckets; of an unknown limit 0.5 − 0.2·InFlight
+
+	State State
+	Until time.Time // when State is expected to end; zero while available
+}
