@@ -4,7 +4,6 @@ package auth
 
 import (
 	"crypto/sha256"
-	"crypto/subtle"
 	"encoding/hex"
 	"errors"
 	"fmt"
@@ -96,12 +95,10 @@ func (c *Clients) Identify(h http.Header) (name string, err error) {
 		}
 		sent++
 		hash := sha256.Sum256([]byte(value))
-		client, ok := c.byHash[hash]
-		if !ok || (found > 0 && subtle.ConstantTimeCompare([]byte(client), []byte(name)) == 1) {
-			continue
+		if client, ok := c.byHash[hash]; ok && (found == 0 || client != name) {
+			name = client
+			found++
 		}
-		name = client
-		found++
 	}
 	switch {
 	case found > 1:

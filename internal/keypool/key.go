@@ -3,6 +3,8 @@ package keypool
 import (
 	"time"
 
+	"github.com/rs/zerolog"
+
 	"cc-relay/internal/ratelimit"
 	"cc-relay/internal/secret"
 )
@@ -23,6 +25,9 @@ type PoolConfig struct {
 	// Keys are the provider's credentials, in the order written. An empty list is
 	// a pool of one key that needs no credential and has no limits (local servers).
 	Keys []KeyConfig `yaml:"-"`
+	// Logger receives choices (debug) and exhaustion, cool-downs and dead keys
+	// (warn). The zero Logger is silent.
+	Logger zerolog.Logger `yaml:"-"`
 }
 
 // KeyConfig is one credential with what its operator knows of its limits.
@@ -55,6 +60,16 @@ const (
 	StateDead      State = "dead"      // refused as a credential, out of credit, or not granted; probed now and then
 )
 
+// Reason says why a key is dead for all classes or for one.
+type Reason string
+
+// Reasons for taking a key out, and when a live request tries it again.
+const (
+	ReasonUnauthorized Reason = "unauthorized" // the provider refused the credential: after 5 min, doubling to 1 h
+	ReasonSpent        Reason = "spent"        // no credit, or a spend limit is reached: hourly
+	ReasonForbidden    Reason = "forbidden"    // the account may not do this (one class): after 5 min, doubling to 1 h
+)
+
 // KeyMetadata is what may be known of a key without its secret, for one model
 // class. Selectors read it; Keys and GetStats return copies.
 type KeyMetadata struct {
@@ -69,6 +84,10 @@ type KeyMetadata struct {
 	InFlight  int              // requests acquired and not settled
 	Headroom  float64          // smallest (level − demand)/limit over the buckets; of an unknown limit 0.5 − 0.2·InFlight
 
-	State State
-	Until time.Time // when State is expected to end; zero while available
+	// When the provider's buckets are full again, by their last headers; zero where unknown.
+	RequestsReset, InputReset, OutputReset time.Time
+
+	State  State
+	Until  time.Time // when State is expected to end; zero while available
+	Reason Reason    // why the key is dead; "" otherwise
 }

@@ -16,25 +16,33 @@ const Redacted = "[redacted]"
 
 // Value is a secret string that prints and encodes as [Redacted] under every
 // fmt verb and every text, JSON and YAML encoder. The zero Value is the empty
-// secret. Values are immutable, comparable and safe for concurrent use.
+// secret. Values are immutable and safe for concurrent use.
 type Value struct {
-	s string // unexported in a struct: %#v and reflection-based encoders cannot reach it
+	// A pointer, because fmt calls no method of a value that it finds in an
+	// unexported field of somebody else's struct: it then prints what is in
+	// here, and of a pointer it prints the address.
+	s *string
 }
 
 // New wraps s.
-func New(s string) Value { return Value{s: s} }
+func New(s string) Value { return Value{s: &s} }
 
 // Reveal returns the secret itself. Call it only where the value leaves the
 // process on purpose: a request's credential header, or a hash.
-func (v Value) Reveal() string { return v.s }
+func (v Value) Reveal() string {
+	if v.s == nil {
+		return ""
+	}
+	return *v.s
+}
 
 // IsZero reports whether the secret is empty.
-func (v Value) IsZero() bool { return v.s == "" }
+func (v Value) IsZero() bool { return v.Reveal() == "" }
 
 // Fingerprint is the first 12 hexadecimal digits of the secret's SHA-256: enough
 // to tell keys apart in logs and statistics, useless for finding the secret.
 func (v Value) Fingerprint() string {
-	sum := sha256.Sum256([]byte(v.s))
+	sum := sha256.Sum256([]byte(v.Reveal()))
 	return hex.EncodeToString(sum[:6])
 }
 
@@ -52,6 +60,6 @@ func (Value) MarshalText() ([]byte, error) { return []byte(Redacted), nil }
 
 // UnmarshalText implements encoding.TextUnmarshaler: configuration files are read into Values.
 func (v *Value) UnmarshalText(text []byte) error {
-	v.s = string(text)
+	*v = New(string(text))
 	return nil
 }

@@ -1,0 +1,400 @@
+package keypool
+
+import (
+	"fmt"
+	"math"
+	"time"
+
+	"github.com/hashicorp/golang-lru/v2/simplelru"
+
+	"cc-relay/internal/ratelimit"
+	"cc-relay/internal/secret"
+)
+
+// maxClasses bounds the classes a pool remembers. Unknown models are classes of
+// their own and their names come from clients.
+const maxClasses = 256
+
+// key is one credential. In this version each key is its own owner; buckets hang
+// on the owner, so keys of one organization can share them.
+type key struct {
+	id       string
+	index    int
+	secret   secret.Value
+	limits   ratelimit.Limits // configured, where each class starts
+	priority int
+	weight   int
+	owner    *owner
+
+	dead outage // guarded by KeyPool.mu, as cool
+	cool coolDown
+}
+
+// owner is whom the provider's limits are counted for.
+type owner struct{ limits ratelimit.Limits }
+
+// buckets are one owner's limits for one class.
+type buckets struct {
+	limiter *ratelimit.TokenBucketLimiter
+	cool    coolDown
+}
+
+// class is one model class in one pool: a slot for each key, in configured order.
+type class struct {
+	name     string
+	slots    []slot
+	inFlight int       // leases not settled
+	used     time.Time // last choice
+	dry      bool      // the last choice was a refusal
+}
+
+// slot is one key for one class.
+type slot struct {
+	meta          KeyMetadata
+	buckets       *buckets
+	key           *key
+	blocked       outage
+	forbade       bool   // a 403 came, and no success since
+	forbadeClient string // whose
+}
+
+func newKeys(configs []KeyConfig) ([]*key, error) {
+	if len(configs) == 0 {
+		return []*key{{id: "keyless", priority: PriorityNormal, weight: 1, owner: &owner{}}}, nil
+	}
+	keys := make([]*key, 0, len(configs))
+	seen := make(map[string]int, len(configs))
+	for i, c := range configs {
+		k, err := newKey(i, c)
+		if err != nil {
+			return nil, fmt.Errorf("keys[%d]: %w", i, err)
+		}
+		if first, dup := seen[k.id]; dup {
+			return nil, fmt.Errorf("keys[%d] is the same key as keys[%d]; list a key once", i, first)
+		}
+		seen[k.id] = i
+		keys = append(keys, k)
+	}
+	return keys, nil
+}
+
+func newKey(index int, c KeyConfig) (*key, error) {
+	k := &key{id: c.ID(), index: index, secret: c.Key, priority: PriorityNormal, weight: 1,
+		limits: ratelimit.Limits{RPM: c.RPMLimit, ITPM: c.ITPMLimit, OTPM: c.OTPMLimit}}
+	if c.Priority != nil {
+		k.priority = *c.Priority
+	}
+	if c.Weight != nil {
+		k.weight = *c.Weight
+	}
+	switch {
+	case c.Key.IsZero():
+		return nil, fmt.Errorf("key is empty")
+	case k.priority < PriorityLow || k.priority > PriorityHigh:
+		return nil, fmt.Errorf("priority %d is not 0 (low), 1 (normal) or 2 (high)", k.priority)
+	case k.weight < 1:
+		return nil, fmt.Errorf("weight %d is less than 1", k.weight)
+	case k.limits.RPM < 0 || k.limits.ITPM < 0 || k.limits.OTPM < 0:
+		return nil, fmt.Errorf("a limit is negative; write 0 where it is not known")
+	}
+	k.owner = &owner{limits: k.limits}
+	return k, nil
+}
+
+// limitsFor is where a class starts. Counting tokens and listing models use no
+// tokens, and listing counts towards no limit at all.
+func (o *owner) limitsFor(class string) ratelimit.Limits {
+	switch class {
+	case ClassModels:
+		return ratelimit.Limits{}
+	case ClassCountTokens:
+		return ratelimit.Limits{RPM: o.limits.RPM}
+	}
+	return o.limits
+}
+
+// wait is how long until the key can take one request of the slot's class: over
+// outage, cool-downs and buckets. A bucket with at least one token admits; what
+// a prompt really costs is known only at the provider, which sees its cache.
+func (k *key) wait(now time.Time, s *slot, u ratelimit.Usage) time.Duration {
+	return max(
+		k.dead.wait(now), s.blocked.wait(now),
+		k.cool.wait(now), s.buckets.cool.wait(now),
+		u.WaitFor(ratelimit.Tokens{Input: 1, Output: 1}),
+	)
+}
+
+// holdable is what the demand may hold of what is there.
+func (s *slot) holdable(now time.Time, d Demand) ratelimit.Tokens {
+	u := s.buckets.limiter.UsageAt(now)
+	output := heldOutput
+	if d.MaxTokens > 0 {
+		output = min(output, d.MaxTokens)
+	}
+	return ratelimit.Tokens{Input: atMost(d.Input, u.Limits.ITPM, u.Input), Output: atMost(output, u.Limits.OTPM, u.Output)}
+}
+
+func atMost(estimate, limit int, level float64) int {
+	if limit == 0 {
+		return max(0, estimate)
+	}
+	return max(0, min(estimate, int(level)))
+}
+
+// take debits the slot. The caller has seen under the same lock that there is room.
+func (s *slot) take(now time.Time, held ratelimit.Tokens) error {
+	if !s.buckets.limiter.AllowAt(now, held) {
+		return ErrAllKeysExhausted
+	}
+	s.key.dead.probe(now)
+	s.blocked.probe(now)
+	return nil
+}
+
+// learn merges an answer's headers into limiter and metadata.
+func (s *slot) learn(now time.Time, seen rateHeaders) {
+	l := s.buckets.limiter
+	limits := l.UsageAt(now).Limits
+	changed := limits
+	for _, t := range []struct {
+		seen  triple
+		limit *int
+		reset *time.Time
+	}{
+		{seen.requests, &changed.RPM, &s.meta.RequestsReset},
+		{seen.input, &changed.ITPM, &s.meta.InputReset},
+		{seen.output, &changed.OTPM, &s.meta.OutputReset},
+	} {
+		if t.seen.limit != unseen {
+			*t.limit = t.seen.limit
+		}
+		if t.seen.reset > 0 {
+			*t.reset = now.Add(t.seen.reset)
+		}
+	}
+	if changed != limits {
+		l.SetLimitAt(now, changed)
+	}
+	l.LowerAt(now, ratelimit.Levels{Requests: seen.requests.remaining, Input: seen.input.remaining, Output: seen.output.remaining})
+}
+
+// view is the slot's metadata as of now.
+func (s *slot) view(now time.Time) KeyMetadata {
+	u := s.buckets.limiter.UsageAt(now)
+	m := s.meta
+	m.Limits = u.Limits
+	m.Remaining = ratelimit.Limits{RPM: floor(u.Requests), ITPM: floor(u.Input), OTPM: floor(u.Output)}
+	m.InFlight = u.InFlight
+	m.Headroom = headroom(u, Demand{})
+	m.State, m.Until, m.Reason = s.state(now, u)
+	return m
+}
+
+func (s *slot) state(now time.Time, u ratelimit.Usage) (State, time.Time, Reason) {
+	if s.key.dead.active() {
+		return StateDead, s.key.dead.next, s.key.dead.reason
+	}
+	if s.blocked.active() {
+		return StateDead, s.blocked.next, s.blocked.reason
+	}
+	if cooling := max(s.key.cool.wait(now), s.buckets.cool.wait(now)); cooling > 0 {
+		return StateCooling, now.Add(cooling), ""
+	}
+	if empty := s.key.wait(now, s, u); empty > 0 {
+		return StateExhausted, now.Add(empty), ""
+	}
+	return StateAvailable, time.Time{}, ""
+}
+
+func floor(level float64) int { return int(math.Floor(level + 1e-6)) }
+
+// classLocked returns the class, making it on first use. The caller holds mu for writing.
+func (p *KeyPool) classLocked(name string, now time.Time) *class {
+	if c, ok := p.classes[name]; ok {
+		c.used = now
+		return c
+	}
+	if len(p.classes) >= maxClasses && !p.forgetClassLocked() {
+		return p.classLocked(ClassAny, now) // every class is busy: share one
+	}
+	c := &class{name: name, slots: make([]slot, len(p.keys)), used: now}
+	for i, k := range p.keys {
+		c.slots[i] = slot{
+			meta:    KeyMetadata{ID: k.id, Class: name, Index: i, Priority: k.priority, Weight: k.weight},
+			buckets: &buckets{limiter: ratelimit.NewTokenBucketLimiter(k.owner.limitsFor(name))},
+			key:     k,
+		}
+	}
+	p.classes[name] = c
+	return c
+}
+
+// forgetClassLocked drops the class that was idle longest. It reports whether there was one.
+func (p *KeyPool) forgetClassLocked() bool {
+	var oldest *class
+	for _, c := range p.classes {
+		if c.name != ClassAny && c.inFlight == 0 && (oldest == nil || c.used.Before(oldest.used)) {
+			oldest = c
+		}
+	}
+	if oldest == nil {
+		return false
+	}
+	delete(p.classes, oldest.name)
+	return true
+}
+
+// turn records the outcome of a choice and reports whether the class has just run dry.
+func (c *class) turn(err error) bool {
+	was := c.dry
+	c.dry = err != nil
+	return c.dry && !was
+}
+
+// outage takes a key out until a live request shows that it works. The zero
+// outage is none.
+type outage struct {
+	reason  Reason
+	since   time.Time
+	next    time.Time     // when one request may try
+	pause   time.Duration // between tries
+	probing bool          // a try is under way, or its answer said nothing
+}
+
+const (
+	firstPause = 5 * time.Minute
+	spentPause = time.Hour
+	longPause  = time.Hour
+)
+
+func (o *outage) active() bool { return o.reason != "" }
+
+func (o *outage) wait(now time.Time) time.Duration {
+	if !o.active() {
+		return 0
+	}
+	return max(0, o.next.Sub(now))
+}
+
+// strike starts the outage, or lengthens it when a probe failed; late answers to
+// requests sent before it began change nothing. It reports whether it began.
+func (o *outage) strike(now time.Time, why Reason) bool {
+	began := !o.active()
+	switch {
+	case began && why == ReasonSpent:
+		o.since, o.pause = now, spentPause
+	case began:
+		o.since, o.pause = now, firstPause
+	case o.probing:
+		o.pause = min(2*o.pause, longPause)
+	default:
+		return false
+	}
+	o.reason, o.probing, o.next = why, false, now.Add(o.pause)
+	return began
+}
+
+// probe notes that a request tries the key; no other does until the pause is over.
+func (o *outage) probe(now time.Time) {
+	if o.active() {
+		o.probing, o.next = true, now.Add(o.pause)
+	}
+}
+
+// forgive ends the outage if a request sent at this time, and answered well, was
+// a probe of it. It reports whether it did.
+func (o *outage) forgive(sent time.Time) bool {
+	if !o.active() || sent.Before(o.since) {
+		return false
+	}
+	*o = outage{}
+	return true
+}
+
+// coolDown keeps a key from serving for a time. The zero coolDown is none.
+type coolDown struct {
+	until   time.Time
+	last    time.Time // when the last one began
+	strikes int       // without a named time, since the last success
+}
+
+const (
+	firstCool    = time.Second
+	longestGuess = time.Minute
+	repeatWithin = 10 * time.Second
+)
+
+func (c *coolDown) wait(now time.Time) time.Duration { return max(0, c.until.Sub(now)) }
+
+// repeated reports whether the last cool-down ended and began less than 10 s ago:
+// it was too short.
+func (c *coolDown) repeated(now time.Time) bool {
+	return !c.last.IsZero() && !now.Before(c.until) && now.Sub(c.last) < repeatWithin
+}
+
+// start cools for d, at most 1 h; 0 or less stands for 1 s, doubling to 60 s. A
+// guess made while already cooling belongs to a request sent before, and does
+// not double. It returns how long the cool-down lasts from now.
+func (c *coolDown) start(now time.Time, d time.Duration) time.Duration {
+	if d <= 0 {
+		if now.Before(c.until) {
+			return c.until.Sub(now)
+		}
+		d = min(firstCool<<min(c.strikes, 6), longestGuess)
+		c.strikes++
+	}
+	if !now.Before(c.until) {
+		c.last = now
+	}
+	c.until = now.Add(min(d, maxRetryAfter))
+	return c.until.Sub(now)
+}
+
+// forgive makes the next guess short again. A running cool-down runs out: the
+// success may be older than the refusal.
+func (c *coolDown) forgive(now time.Time) {
+	if !now.Before(c.until) {
+		c.strikes = 0
+	}
+}
+
+// homes remembers which key a conversation used last, so that its next turn
+// finds the prompt cache and the thinking of its organization again.
+type homes struct {
+	lru *simplelru.LRU[uint64, home]
+}
+
+type home struct {
+	key  int // index in the pool
+	used time.Time
+}
+
+// A home is kept for the life of a prompt cache entry, and only so many of them.
+const (
+	maxHomes = 10_000
+	homeLife = 5 * time.Minute
+)
+
+func newHomes() *homes {
+	lru, err := simplelru.NewLRU[uint64, home](maxHomes, nil)
+	if err != nil { // only for a size that is not positive
+		panic(err)
+	}
+	return &homes{lru: lru}
+}
+
+// get returns the index of the conversation's key, or -1.
+func (h *homes) get(conversation uint64, now time.Time) int {
+	if conversation == 0 {
+		return -1
+	}
+	at, ok := h.lru.Get(conversation)
+	if !ok || now.Sub(at.used) > homeLife {
+		return -1
+	}
+	return at.key
+}
+
+func (h *homes) set(conversation uint64, key int, now time.Time) {
+	h.lru.Add(conversation, home{key: key, used: now})
+}

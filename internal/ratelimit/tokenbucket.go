@@ -1,0 +1,201 @@
+package ratelimit
+
+import (
+	"math"
+	"sync"
+	"time"
+)
+
+// maxTokens bounds what one settlement may take, so that an absurd usage report
+// cannot put a bucket in debt for longer than it takes to notice.
+const maxTokens = 100_000_000
+
+// slack forgives the rounding of a level that was computed from a wait: after
+// exactly the time WaitFor names, the bucket must admit.
+const slack = 1e-6
+
+// TokenBucketLimiter is a RateLimiter of three token buckets: requests, uncached
+// input tokens and output tokens. Each holds up to one minute's limit, starts
+// full and refills continuously, as Anthropic describes its own limits
+// (https://platform.claude.com/docs/en/api/rate-limits).
+//
+// The methods that take a time do the arithmetic; the others read the clock once
+// and call them. Times may come in any order: one before the last is taken as
+// the last. Create it with [NewTokenBucketLimiter]; safe for concurrent use.
+type TokenBucketLimiter struct {
+	mu       sync.Mutex
+	at       time.Time // of the levels below; guarded by mu, as all that follows
+	requests bucket
+	input    bucket
+	output   bucket
+	inFlight int
+	held     Tokens
+}
+
+var _ RateLimiter = (*TokenBucketLimiter)(nil)
+
+// NewTokenBucketLimiter returns a limiter with full buckets.
+func NewTokenBucketLimiter(limits Limits) *TokenBucketLimiter {
+	l := &TokenBucketLimiter{}
+	l.SetLimit(limits)
+	return l
+}
+
+// Allow implements RateLimiter.
+func (l *TokenBucketLimiter) Allow(est Tokens) bool { return l.AllowAt(time.Now(), est) }
+
+// Settle implements RateLimiter.
+func (l *TokenBucketLimiter) Settle(est, used Tokens) { l.SettleAt(time.Now(), est, used) }
+
+// SetLimit implements RateLimiter.
+func (l *TokenBucketLimiter) SetLimit(limits Limits) { l.SetLimitAt(time.Now(), limits) }
+
+// GetUsage implements RateLimiter.
+func (l *TokenBucketLimiter) GetUsage() Usage { return l.UsageAt(time.Now()) }
+
+// AllowAt is Allow at a given time.
+func (l *TokenBucketLimiter) AllowAt(now time.Time, est Tokens) bool {
+	est = est.clamp()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	if !l.requests.has(1) || !l.input.has(float64(est.Input)) || !l.output.has(float64(est.Output)) {
+		return false
+	}
+	l.requests.take(1)
+	l.input.take(float64(est.Input))
+	l.output.take(float64(est.Output))
+	l.inFlight++
+	l.held.Input += est.Input
+	l.held.Output += est.Output
+	return true
+}
+
+// SettleAt is Settle at a given time.
+func (l *TokenBucketLimiter) SettleAt(now time.Time, est, used Tokens) {
+	est, used = est.clamp(), used.clamp()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.input.take(float64(used.Input - est.Input))
+	l.output.take(float64(used.Output - est.Output))
+	l.inFlight = max(0, l.inFlight-1)
+	l.held.Input = max(0, l.held.Input-est.Input)
+	l.held.Output = max(0, l.held.Output-est.Output)
+}
+
+// SetLimitAt is SetLimit at a given time.
+func (l *TokenBucketLimiter) SetLimitAt(now time.Time, limits Limits) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.requests.setLimit(limits.RPM, float64(l.inFlight))
+	l.input.setLimit(limits.ITPM, float64(l.held.Input))
+	l.output.setLimit(limits.OTPM, float64(l.held.Output))
+}
+
+// Levels is an observation of a provider's own buckets. A negative value means
+// that nothing was observed.
+type Levels struct{ Requests, Input, Output int }
+
+// LowerAt brings levels down to what was observed and never raises one: an
+// observation is older than the requests sent since. Buckets without a limit
+// have no level to lower.
+func (l *TokenBucketLimiter) LowerAt(now time.Time, seen Levels) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.requests.lower(seen.Requests)
+	l.input.lower(seen.Input)
+	l.output.lower(seen.Output)
+}
+
+// UsageAt is GetUsage at a given time. It writes nothing, so that readers of
+// statistics see the levels of their own moment and disturb nobody's.
+func (l *TokenBucketLimiter) UsageAt(now time.Time) Usage {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	elapsed := l.elapsed(now)
+	return Usage{
+		Limits:   Limits{RPM: int(l.requests.limit), ITPM: int(l.input.limit), OTPM: int(l.output.limit)},
+		Requests: l.requests.after(elapsed),
+		Input:    l.input.after(elapsed),
+		Output:   l.output.after(elapsed),
+		InFlight: l.inFlight,
+		Held:     l.held,
+	}
+}
+
+// WaitFor is how long until these levels reach one request and need tokens, if
+// nothing else is taken; 0 when they do now. A need above a bucket's whole limit
+// is counted as the limit: no wait makes a bucket larger.
+func (u Usage) WaitFor(need Tokens) time.Duration {
+	return max(
+		wait(u.Limits.RPM, u.Requests, 1),
+		wait(u.Limits.ITPM, u.Input, need.Input),
+		wait(u.Limits.OTPM, u.Output, need.Output),
+	)
+}
+
+func wait(limit int, level float64, need int) time.Duration {
+	missing := float64(min(need, limit)) - level
+	if limit == 0 || missing <= slack {
+		return 0
+	}
+	return time.Duration(math.Ceil(missing / float64(limit) * float64(time.Minute)))
+}
+
+// elapsed is the time since the levels were written, never negative.
+func (l *TokenBucketLimiter) elapsed(now time.Time) time.Duration {
+	return max(0, now.Sub(l.at))
+}
+
+func (l *TokenBucketLimiter) refill(now time.Time) {
+	elapsed := l.elapsed(now)
+	if elapsed == 0 {
+		return
+	}
+	l.requests.level = l.requests.after(elapsed)
+	l.input.level = l.input.after(elapsed)
+	l.output.level = l.output.after(elapsed)
+	l.at = now
+}
+
+// bucket is one limit a minute and what is left of it. limit 0: nothing is
+// enforced and the level stays 0.
+type bucket struct{ limit, level float64 }
+
+// after is the level once elapsed has passed.
+func (b bucket) after(elapsed time.Duration) float64 {
+	return min(b.limit, b.level+b.limit*elapsed.Minutes())
+}
+
+func (b bucket) has(n float64) bool { return b.limit == 0 || b.level >= n-slack }
+
+func (b *bucket) take(n float64) {
+	if b.limit > 0 {
+		b.level = min(b.limit, b.level-n)
+	}
+}
+
+func (b *bucket) setLimit(limit int, inFlight float64) {
+	next := float64(max(0, limit))
+	if b.limit == 0 {
+		b.level = next - inFlight
+	}
+	b.limit = next
+	b.level = min(b.level, next)
+	if next == 0 {
+		b.level = 0
+	}
+}
+
+func (b *bucket) lower(seen int) {
+	if b.limit > 0 && seen >= 0 {
+		b.level = min(b.level, float64(seen))
+	}
+}
+
+func (t Tokens) clamp() Tokens {
+	return Tokens{Input: min(max(0, t.Input), maxTokens), Output: min(max(0, t.Output), maxTokens)}
+}
