@@ -42,6 +42,19 @@ func (l Lease) APIKey() string {
 	return l.key.secret.Reveal()
 }
 
+// Held is what the lease holds of the buckets, zero once it is settled.
+func (l Lease) Held() ratelimit.Tokens {
+	if l.pool == nil {
+		return ratelimit.Tokens{}
+	}
+	l.pool.mu.RLock()
+	defer l.pool.mu.RUnlock()
+	if l.hold.generation != l.generation {
+		return ratelimit.Tokens{}
+	}
+	return l.hold.held
+}
+
 // Settle replaces what was held by what was used: uncached input tokens (those
 // read from the prompt cache do not count) and output tokens. Zero returns all
 // that was held, for a request that was refused or failed. A bucket may go below

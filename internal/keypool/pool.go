@@ -31,8 +31,9 @@ var ErrKeyNotFound = errors.New("keypool: key not found")
 // ErrAllKeysExhausted.
 type ExhaustedError struct {
 	Provider   string
-	RetryAfter time.Duration // at least 0; with only dead keys the time to the next probe
-	DeadOnly   bool          // every key is dead for this class
+	RetryAfter time.Duration // until the first key that Demand does not exclude; of dead keys, until the next probe
+	Left       int           // keys neither excluded nor dead; 0: waiting for RetryAfter helps nobody
+	Reason     Reason        // why the keys are dead, where one is and none is left; ReasonSpent goes before the others
 }
 
 func (e *ExhaustedError) Error() string {
@@ -45,7 +46,7 @@ func (e *ExhaustedError) Is(target error) bool { return target == ErrAllKeysExha
 // Demand is what one request needs of a key.
 type Demand struct {
 	Class        string   // model class, see ClassOf
-	Input        int      // estimated uncached input tokens
+	Input        int      // estimated tokens of the whole prompt
 	MaxTokens    int      // the request's max_tokens; 0 = unknown
 	Conversation uint64   // identity within its client, scoped by client; 0 = none, no home
 	Exclude      []string // IDs of keys that this request must not use again
@@ -155,17 +156,19 @@ func (p *KeyPool) Acquire(ctx context.Context, demand Demand) (Lease, error) {
 }
 
 func (p *KeyPool) acquireLocked(now time.Time, c *class, demand Demand) (Lease, error) {
+	prompt := demand.Input
 	s, err := p.choose(now, c, demand)
 	if err != nil {
 		return Lease{}, err
 	}
+	demand.Input -= p.homes.cached(demand.Conversation, s.meta.Index, now)
 	held := s.holdable(now, demand)
 	if err := s.take(now, held); err != nil {
 		return Lease{}, err
 	}
 	k := p.keys[s.meta.Index]
 	if demand.Conversation != 0 {
-		p.homes.set(demand.Conversation, k.index, now)
+		p.homes.set(demand.Conversation, home{key: k.index, prompt: prompt, used: now})
 	}
 	h := p.newHold()
 	h.class, h.slot, h.held = c, s, held
@@ -181,26 +184,28 @@ func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) 
 	home := p.homes.get(demand.Conversation, now)
 	available := p.candidates[:0]
 	shortest := time.Duration(math.MaxInt64)
-	dead := 0
+	left, reason := 0, Reason("")
+	need := ratelimit.Tokens{Input: demand.Input, Output: min(demand.MaxTokens, heldOutput)}
 	for i := range c.slots {
 		s := &c.slots[i]
-		usage := s.buckets.limiter.UsageAt(now)
-		wait := p.keys[i].wait(now, s, usage)
-		if p.keys[i].dead.active() || s.blocked.active() {
-			dead++
-		}
-		if wait > 0 {
-			shortest = min(shortest, wait)
+		if slices.Contains(demand.Exclude, s.meta.ID) {
 			continue
 		}
-		if slices.Contains(demand.Exclude, s.meta.ID) {
+		if why := s.dead(); why == "" {
+			left++
+		} else if reason != ReasonSpent {
+			reason = why
+		}
+		room, inFlight, open := s.buckets.limiter.RoomAt(now, need)
+		if !open || s.barred(now) > 0 {
+			shortest = min(shortest, s.wait(now, s.buckets.limiter.UsageAt(now)))
 			continue
 		}
 		if i == home {
 			return s, nil
 		}
-		s.meta.InFlight = usage.InFlight
-		s.meta.Headroom = headroom(usage, demand)
+		s.meta.InFlight = inFlight
+		s.meta.Headroom = headroom(room, inFlight)
 		if len(available) > 0 && s.meta.Priority > available[0].Priority {
 			available = available[:0]
 		}
@@ -209,10 +214,13 @@ func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) 
 		}
 	}
 	if len(available) == 0 {
-		if shortest == math.MaxInt64 { // every key that can serve is excluded
+		if shortest == math.MaxInt64 { // every key is excluded
 			shortest = 0
 		}
-		return nil, &ExhaustedError{Provider: p.provider, RetryAfter: shortest, DeadOnly: dead == len(c.slots)}
+		if left > 0 {
+			reason = ""
+		}
+		return nil, &ExhaustedError{Provider: p.provider, RetryAfter: shortest, Left: left, Reason: reason}
 	}
 	chosen, err := p.selector.Select(available)
 	if err != nil {
@@ -227,19 +235,9 @@ func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) 
 // headroom is the smallest (level − demand)/limit over the buckets with a known
 // limit. Without any it falls with the requests in flight, from one half: a key
 // nobody knows is worth a try before one that is more than half spent.
-func headroom(u ratelimit.Usage, demand Demand) float64 {
-	room := math.Inf(1)
-	if u.Limits.RPM > 0 {
-		room = (u.Requests - 1) / float64(u.Limits.RPM)
-	}
-	if u.Limits.ITPM > 0 {
-		room = min(room, (u.Input-float64(demand.Input))/float64(u.Limits.ITPM))
-	}
-	if u.Limits.OTPM > 0 {
-		room = min(room, (u.Output-float64(min(demand.MaxTokens, heldOutput)))/float64(u.Limits.OTPM))
-	}
+func headroom(room float64, inFlight int) float64 {
 	if math.IsInf(room, 1) {
-		return 0.5 - 0.2*float64(u.InFlight)
+		return 0.5 - 0.2*float64(inFlight)
 	}
 	return room
 }
@@ -255,7 +253,7 @@ func (p *KeyPool) GetEarliestResetTime() time.Duration {
 	earliest := time.Duration(math.MaxInt64)
 	for i := range c.slots {
 		s := &c.slots[i]
-		earliest = min(earliest, p.keys[i].wait(now, s, s.buckets.limiter.UsageAt(now)))
+		earliest = min(earliest, s.wait(now, s.buckets.limiter.UsageAt(now)))
 	}
 	return earliest
 }

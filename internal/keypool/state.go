@@ -114,14 +114,15 @@ func (o *owner) limitsFor(class string) ratelimit.Limits {
 }
 
 // wait is how long until the key can take one request of the slot's class: over
-// outage, cool-downs and buckets. A bucket with at least one token admits; what
+// outages, cool-downs and buckets. A bucket with at least one token admits; what
 // a prompt really costs is known only at the provider, which sees its cache.
-func (k *key) wait(now time.Time, s *slot, u ratelimit.Usage) time.Duration {
-	return max(
-		k.dead.wait(now), s.blocked.wait(now),
-		k.cool.wait(now), s.buckets.cool.wait(now),
-		u.WaitFor(ratelimit.Tokens{Input: 1, Output: 1}),
-	)
+func (s *slot) wait(now time.Time, u ratelimit.Usage) time.Duration {
+	return max(s.barred(now), u.WaitFor(ratelimit.Tokens{Input: 1, Output: 1}))
+}
+
+// barred is how long outages and cool-downs keep the key from the class.
+func (s *slot) barred(now time.Time) time.Duration {
+	return max(s.key.dead.wait(now), s.blocked.wait(now), s.key.cool.wait(now), s.buckets.cool.wait(now))
 }
 
 // holdable is what the demand may hold of what is there.
@@ -185,9 +186,18 @@ func (s *slot) view(now time.Time) KeyMetadata {
 	m.Limits = u.Limits
 	m.Remaining = ratelimit.Limits{RPM: floor(u.Requests), ITPM: floor(u.Input), OTPM: floor(u.Output)}
 	m.InFlight = u.InFlight
-	m.Headroom = headroom(u, Demand{})
+	room, _, _ := s.buckets.limiter.RoomAt(now, ratelimit.Tokens{})
+	m.Headroom = headroom(room, u.InFlight)
 	m.State, m.Until, m.Reason = s.state(now, u)
 	return m
+}
+
+// dead is why the key is out for the slot's class; "" where it is not.
+func (s *slot) dead() Reason {
+	if s.key.dead.active() {
+		return s.key.dead.reason
+	}
+	return s.blocked.reason
 }
 
 func (s *slot) state(now time.Time, u ratelimit.Usage) (State, time.Time, Reason) {
@@ -200,7 +210,7 @@ func (s *slot) state(now time.Time, u ratelimit.Usage) (State, time.Time, Reason
 	if cooling := max(s.key.cool.wait(now), s.buckets.cool.wait(now)); cooling > 0 {
 		return StateCooling, now.Add(cooling), ""
 	}
-	if empty := s.key.wait(now, s, u); empty > 0 {
+	if empty := s.wait(now, u); empty > 0 {
 		return StateExhausted, now.Add(empty), ""
 	}
 	return StateAvailable, time.Time{}, ""
@@ -324,7 +334,12 @@ const (
 	repeatWithin = 10 * time.Second
 )
 
-func (c *coolDown) wait(now time.Time) time.Duration { return max(0, c.until.Sub(now)) }
+func (c *coolDown) wait(now time.Time) time.Duration {
+	if !now.Before(c.until) { // most keys, and cheaper than Sub from the zero time
+		return 0
+	}
+	return c.until.Sub(now)
+}
 
 // repeated reports whether the last cool-down ended and began less than 10 s ago:
 // it was too short.
@@ -365,8 +380,9 @@ type homes struct {
 }
 
 type home struct {
-	key  int // index in the pool
-	used time.Time
+	key    int // index in the pool
+	prompt int // estimated tokens of the last prompt: what the next one repeats
+	used   time.Time
 }
 
 // A home is kept for the life of a prompt cache entry, and only so many of them.
@@ -395,6 +411,14 @@ func (h *homes) get(conversation uint64, now time.Time) int {
 	return at.key
 }
 
-func (h *homes) set(conversation uint64, key int, now time.Time) {
-	h.lru.Add(conversation, home{key: key, used: now})
+// cached is how many tokens of the conversation's next prompt the key's prompt
+// cache is likely to hold: those of the last one, if the key is its home.
+func (h *homes) cached(conversation uint64, key int, now time.Time) int {
+	if h.get(conversation, now) != key {
+		return 0
+	}
+	at, _ := h.lru.Peek(conversation)
+	return at.prompt
 }
+
+func (h *homes) set(conversation uint64, at home) { h.lru.Add(conversation, at) }

@@ -1,0 +1,77 @@
+# cc-relay. `make` lists the targets; `make check` is what CI runs.
+
+# The newest Go of go.mod's toolchain line is fetched, even where go.env says
+# local. To build with another: make GOTOOLCHAIN=go1.26.8 test
+export GOTOOLCHAIN := auto
+SHELL := bash
+.SHELLFLAGS := -eu -o pipefail -c
+.DEFAULT_GOAL := help
+.NOTPARALLEL:
+
+# Tools are pinned in a module of their own, so that the product's go.mod stays short.
+TOOL := go tool -modfile='$(CURDIR)/tools/go.mod'
+# Nested modules that hold code of ours: `./...` does not reach them.
+NESTED := $(patsubst %/go.mod,%,$(wildcard e2e/go.mod bench/go.mod))
+FUZZTIME ?= 60s
+BENCHCOUNT ?= 1
+HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
+
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench fuzz e2e
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+
+build: ## one static binary, ./cc-relay
+	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o cc-relay ./cmd/cc-relay
+
+demo: ## see the relay at work against a simulated provider
+	go run ./cmd/cc-relay demo
+
+test: ## all tests
+	go test ./...
+
+check: fmt vet lint tidy race vuln ## everything a change must pass
+	@echo 'check: passed'
+
+fmt: ## gofmt changes nothing
+	@bad=$$("$$(go env GOROOT)/bin/gofmt" -l .); \
+	if [ -n "$$bad" ]; then printf 'gofmt -w these files:\n%s\n' "$$bad" >&2; exit 1; fi
+
+vet: ## go vet, nested modules too
+	go vet ./...
+	@for m in $(NESTED); do (set -x; go -C "$$m" vet ./...); done
+
+lint: ## golangci-lint, staticcheck included
+	$(TOOL) golangci-lint run ./...
+	@for m in $(NESTED); do (set -x; cd "$$m"; $(TOOL) golangci-lint run ./...); done
+
+tidy: ## each go.mod and go.sum is what `go mod tidy` writes
+	@for m in . tools $(NESTED); do (set -x; go -C "$$m" mod tidy -diff); done
+
+race: ## all tests under the race detector
+	go test -race ./...
+
+# govulncheck exits with 3 for a finding and 1 where its database cannot be had.
+vuln: ## no known vulnerability is reachable
+	@out=$$($(TOOL) govulncheck ./... 2>&1) && rc=0 || rc=$$?; \
+	case "$$rc $$out" in \
+	'1 '*'govulncheck: fetching vulnerabilities'*) echo "vuln: NOT CHECKED, no database: $${out##*$$'\n'}" ;; \
+	*) printf '%s\n' "$$out"; exit "$$rc" ;; \
+	esac
+
+bench: ## Go benchmarks, then the load run
+	go test -run='^$$' -bench=. -benchmem -count=$(BENCHCOUNT) $(HOT)
+	go run ./bench
+
+fuzz: ## every fuzz target for FUZZTIME=60s
+	@pkgs=$$(go list ./...); \
+	for pkg in $$pkgs; do \
+		listed=$$(go test -list='^Fuzz' "$$pkg"); \
+		for name in $$(grep '^Fuzz' <<<"$$listed" || true); do \
+			echo "$$pkg $$name"; \
+			go test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) "$$pkg"; \
+		done; \
+	done
+
+e2e: ## real clients against the built relay
+	cd e2e && go test ./... -count=1

@@ -1,0 +1,116 @@
+package main
+
+import (
+	"io"
+	"os"
+
+	"github.com/rs/zerolog"
+	"github.com/rs/zerolog/diode"
+
+	"cc-relay/internal/auth"
+	"cc-relay/internal/config"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/provider"
+	"cc-relay/internal/proxy"
+	"cc-relay/internal/router"
+	"cc-relay/internal/secret"
+)
+
+// build turns a configuration into running parts: the one place where they are
+// put together. It opens no connection and no listener.
+func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
+	clients, err := auth.NewClients(cfg.Clients)
+	if err != nil {
+		return nil, err
+	}
+	upstreams := make([]*router.Upstream, 0, len(cfg.Providers))
+	for _, p := range cfg.Providers {
+		up, err := buildUpstream(p, log)
+		if err != nil {
+			return nil, err
+		}
+		upstreams = append(upstreams, up)
+	}
+	routes, err := router.New(cfg.Routing.Strategy, upstreams)
+	if err != nil {
+		return nil, err
+	}
+	return &proxy.Live{
+		Config:  proxy.Config{MaxBodyBytes: cfg.Server.MaxBodyBytes, HideRelay: !cfg.Server.Expose},
+		Clients: clients,
+		Router:  routes,
+		Secrets: secrets(cfg),
+	}, nil
+}
+
+func buildUpstream(p config.Provider, log zerolog.Logger) (*router.Upstream, error) {
+	endpoint := p.Config.WithDefaults()
+	prov, err := provider.New(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	transport, err := provider.NewTransport(endpoint)
+	if err != nil {
+		return nil, err
+	}
+	poolConfig := p.PoolConfig()
+	poolConfig.Logger = log
+	pool, err := keypool.NewKeyPool(endpoint.Name, poolConfig)
+	if err != nil {
+		return nil, err
+	}
+	return &router.Upstream{
+		Provider: prov, Pool: pool, Transport: transport,
+		FirstTokenTimeout: endpoint.FirstTokenTimeout,
+		ResponseTimeout:   endpoint.ResponseTimeout,
+		IdleTimeout:       endpoint.IdleTimeout,
+	}, nil
+}
+
+// secrets is all that must not come back from an upstream in an error.
+func secrets(cfg *config.Config) []secret.Value {
+	var all []secret.Value
+	for _, c := range cfg.Clients {
+		all = append(all, c.Token)
+	}
+	for _, p := range cfg.Providers {
+		for _, k := range p.Keys {
+			all = append(all, k.Key)
+		}
+		for _, h := range p.Headers {
+			all = append(all, h)
+		}
+	}
+	return all
+}
+
+// logRecords is how many records may wait for a slow log; more are dropped and
+// counted, because a full log must not hold up requests.
+const logRecords = 10_000
+
+// newLogger returns a logger that never blocks its callers, and what flushes it.
+func newLogger(cfg config.Logging, out io.Writer) (zerolog.Logger, func()) {
+	level, err := zerolog.ParseLevel(cfg.Level)
+	if err != nil || cfg.Level == "" {
+		level = zerolog.InfoLevel
+	}
+	if cfg.Format == "console" {
+		out = zerolog.ConsoleWriter{Out: out, NoColor: !isTerminal(out)}
+	}
+	sink := zerolog.New(out).With().Timestamp().Logger()
+	queue := diode.NewWriter(struct{ io.Writer }{out}, logRecords, 0, func(missed int) {
+		sink.Warn().Int("dropped", missed).Msg("the log is too slow; records were dropped")
+	})
+	log := zerolog.New(queue).Level(level).With().Timestamp().Logger()
+	return log, func() { _ = queue.Close() }
+}
+
+// isTerminal reports whether w is a character device, as terminals are.
+func isTerminal(w io.Writer) bool {
+	f, ok := w.(*os.File)
+	if !ok {
+		return false
+	}
+	info, err := f.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice != 0
+}

@@ -1,0 +1,149 @@
+// Package config reads the relay's configuration: one YAML file, or a key in the
+// environment. It composes the Config types of the packages that use them, and
+// reports every mistake at once with its place, without ever showing a secret.
+// It starts nothing, watches nothing and is imported by no part it configures.
+package config
+
+import (
+	_ "embed"
+	"fmt"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml"
+
+	"cc-relay/internal/auth"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/provider"
+)
+
+// Config is the whole configuration. Only Providers is required. A Config that
+// Load, Parse or FromEnv returned is complete and valid.
+type Config struct {
+	Server  Server  `yaml:"server"`
+	Logging Logging `yaml:"logging"`
+	Routing Routing `yaml:"routing"`
+	// Clients may use the relay. None: no token is asked, and Server.Listen must
+	// be a loopback address.
+	Clients []auth.ClientConfig `yaml:"clients,omitempty"`
+	// Providers are the upstreams, in the order that Routing tries them; at least one.
+	Providers []Provider `yaml:"providers"`
+}
+
+// Server is the relay's own listener.
+type Server struct {
+	// Listen is HOST:PORT; port 0 picks a free one. Default 127.0.0.1:8787.
+	Listen string `yaml:"listen"`
+	// DrainTimeout is how long running streams may go on after a signal to stop.
+	// Above 0; default 10 minutes.
+	DrainTimeout time.Duration `yaml:"drain_timeout"`
+	// Expose adds the x-cc-relay-* headers to answers. Default true.
+	Expose bool `yaml:"expose"`
+	// MaxBodyBytes is the largest request body, in bytes, 1 to 1 GiB. Default
+	// 32 MiB, which is what the Messages API accepts:
+	// https://platform.claude.com/docs/en/api/overview
+	MaxBodyBytes int64 `yaml:"max_body_bytes"`
+}
+
+// Logging says what is logged and how.
+type Logging struct {
+	// Level is trace, debug, info, warn or error. Default info.
+	Level string `yaml:"level"`
+	// Format is json (a line of JSON each) or console (for reading). Default json.
+	Format string `yaml:"format"`
+}
+
+// Routing says how a request chooses among the providers.
+type Routing struct {
+	// Strategy is failover: the first provider in the list that can serve. Default failover.
+	Strategy string `yaml:"strategy"`
+}
+
+// Provider is one upstream with its keys.
+type Provider struct {
+	provider.Config `yaml:",inline"`
+	Pool            keypool.PoolConfig `yaml:"pool"`
+	// Keys are the provider's credentials, in the order that ties are broken. None:
+	// requests carry no key, for servers of one's own.
+	Keys []keypool.KeyConfig `yaml:"keys,omitempty"`
+}
+
+// PoolConfig returns the configuration of the provider's pool, its keys filled in.
+// The keys are shared with p, not copied.
+func (p Provider) PoolConfig() keypool.PoolConfig {
+	pool := p.Pool
+	pool.Keys = p.Keys
+	return pool
+}
+
+// Values that a file may leave out.
+const (
+	defaultKind    = "anthropic"
+	defaultBaseURL = "https://api.anthropic.com"
+)
+
+// Default returns the configuration of an empty file: every default filled in, no
+// clients and no providers. It is not valid before a provider is added.
+func Default() Config {
+	return Config{
+		Server: Server{
+			Listen:       "127.0.0.1:8787",
+			DrainTimeout: 10 * time.Minute,
+			Expose:       true,
+			MaxBodyBytes: 32 << 20,
+		},
+		Logging: Logging{Level: "info", Format: "json"},
+		Routing: Routing{Strategy: "failover"},
+	}
+}
+
+// setDefaults fills p before the file is read over it, so that a written zero is
+// seen as such and refused where it makes no sense.
+func (p *Provider) setDefaults() {
+	p.Kind = defaultKind
+	p.Auth = "x-api-key"
+	p.DialTimeout = 5 * time.Second
+	p.FirstTokenTimeout = 120 * time.Second
+	p.ResponseTimeout = 600 * time.Second
+	p.IdleTimeout = 330 * time.Second
+	p.Pool.Strategy = keypool.StrategyLeastLoaded
+}
+
+// finish fills what depends on other values. Keys of another vendor must never go
+// to Anthropic because a base URL was forgotten, so only one kind has a default.
+func (p *Provider) finish() {
+	if p.Name == "" {
+		p.Name = p.Kind
+	}
+	if p.BaseURL == "" && p.Kind == defaultKind {
+		p.BaseURL = defaultBaseURL
+	}
+}
+
+// Redacted returns cfg as YAML with every key, token and header value replaced by
+// a placeholder. Hashes of tokens are shown. With the placeholders filled in, the
+// text is a configuration that parses to cfg again.
+func Redacted(cfg *Config) ([]byte, error) {
+	shown := *cfg
+	shown.Providers = make([]Provider, len(cfg.Providers))
+	for i, p := range cfg.Providers {
+		p.BaseURL = escape(p.BaseURL)
+		p.CAFile = escape(p.CAFile)
+		shown.Providers[i] = p
+	}
+	out, err := yaml.Marshal(shown)
+	if err != nil {
+		return nil, fmt.Errorf("show configuration: %w", err)
+	}
+	return out, nil
+}
+
+// escape undoes the expansion of variables: a dollar sign is written as two.
+func escape(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+//go:embed example.yaml
+var example []byte
+
+// Example returns a commented configuration file that names every setting with
+// its default. It loads when ANTHROPIC_API_KEY is set. The caller owns the bytes.
+func Example() []byte { return append([]byte(nil), example...) }

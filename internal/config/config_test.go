@@ -1,0 +1,237 @@
+package config_test
+
+import (
+	"bytes"
+	"os"
+	"reflect"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/auth"
+	"cc-relay/internal/config"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/provider"
+	"cc-relay/internal/secret"
+)
+
+// environ is an environment of the given names and values.
+func environ(pairs ...string) func(string) (string, bool) {
+	env := map[string]string{}
+	for i := 0; i < len(pairs); i += 2 {
+		env[pairs[i]] = pairs[i+1]
+	}
+	return func(name string) (string, bool) {
+		v, ok := env[name]
+		return v, ok
+	}
+}
+
+func ptr(v int) *int { return &v }
+
+// anthropic is the provider that a file or the environment gives without further settings.
+func anthropic(keys ...keypool.KeyConfig) config.Provider {
+	return config.Provider{
+		Config: provider.Config{
+			Name: "anthropic", Kind: "anthropic", BaseURL: "https://api.anthropic.com", Auth: "x-api-key",
+			DialTimeout: 5 * time.Second, FirstTokenTimeout: 2 * time.Minute,
+			ResponseTimeout: 10 * time.Minute, IdleTimeout: 330 * time.Second,
+		},
+		Pool: keypool.PoolConfig{Strategy: "least_loaded"},
+		Keys: keys,
+	}
+}
+
+func TestExampleIsTheDefaults(t *testing.T) {
+	want := config.Default()
+	want.Providers = []config.Provider{anthropic(keypool.KeyConfig{
+		Key: secret.New("sk-ant-1"), Priority: ptr(keypool.PriorityNormal), Weight: ptr(1),
+	})}
+	got, err := config.Parse("example.yaml", config.Example(), environ("ANTHROPIC_API_KEY", "sk-ant-1"))
+	require.NoError(t, err)
+	assert.Equal(t, &want, got)
+}
+
+func TestExampleNamesEverySetting(t *testing.T) {
+	var walk func(reflect.Type)
+	walk = func(typ reflect.Type) {
+		switch {
+		case typ == reflect.TypeFor[secret.Value]():
+			return
+		case typ.Kind() == reflect.Slice || typ.Kind() == reflect.Pointer:
+			walk(typ.Elem())
+			return
+		case typ.Kind() != reflect.Struct:
+			return
+		}
+		for _, f := range reflect.VisibleFields(typ) {
+			name, _, _ := strings.Cut(f.Tag.Get("yaml"), ",")
+			if name == "" || name == "-" {
+				continue
+			}
+			setting := regexp.MustCompile(`(?m)^[ #-]*` + name + `:`)
+			assert.Regexp(t, setting, string(config.Example()), "%s.%s", typ, f.Name)
+			walk(f.Type)
+		}
+	}
+	walk(reflect.TypeFor[config.Config]())
+}
+
+func TestExampleInTheTreeIsTheEmbeddedOne(t *testing.T) {
+	got, err := os.ReadFile("../../config/example.yaml")
+	require.NoError(t, err)
+	assert.Equal(t, string(config.Example()), string(got), "copy internal/config/example.yaml to config/example.yaml")
+}
+
+func TestTheExampleWithItsCommentedClientsLoads(t *testing.T) {
+	text := regexp.MustCompile(`(?m)^  # (- name|  token)`).ReplaceAll(config.Example(), []byte("  $1"))
+	require.NotEqual(t, string(config.Example()), string(text))
+	cfg, err := config.Parse("example.yaml", text, environ("ANTHROPIC_API_KEY", "sk-ant-1",
+		"LAPTOP_TOKEN", "correct-battery", "CI_TOKEN_SHA256", strings.Repeat("0a", 32)))
+	require.NoError(t, err)
+	assert.Equal(t, []auth.ClientConfig{
+		{Name: "laptop", Token: secret.New("correct-battery")},
+		{Name: "ci", TokenSHA256: strings.Repeat("0a", 32)},
+	}, cfg.Clients)
+}
+
+func TestExampleBelongsToTheCaller(t *testing.T) {
+	before := string(config.Example())
+	clear(config.Example())
+	assert.Equal(t, before, string(config.Example()))
+}
+
+func TestEverySettingIsRead(t *testing.T) {
+	const text = `
+server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes: 1024 }
+clients:
+- name: dev
+  token: ${TOKEN}
+logging: { level: trace, format: console }
+providers:
+- kind: anthropic
+  keys: [ { key: k1, rpm_limit: 50, itpm_limit: 30000, otpm_limit: 8000, priority: 2, weight: 1000 }, { key: k2, priority: 0 } ]
+  pool: { strategy: weighted }
+- name: local-llm
+  base_url: http://10.0.0.7:8000/v1
+  allow_http: true
+  auth: bearer
+  headers:
+    X-Team: "${TEAM} & co"
+    X-Empty: ""
+  dial_timeout: 1s
+  first_token_timeout: 1ms
+  response_timeout: 2h
+  idle_timeout: 1m
+`
+	want := config.Config{
+		Server:  config.Server{Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024},
+		Logging: config.Logging{Level: "trace", Format: "console"},
+		Routing: config.Routing{Strategy: "failover"},
+		Clients: []auth.ClientConfig{{Name: "dev", Token: secret.New("s3cret-token")}},
+		Providers: []config.Provider{
+			anthropic(
+				keypool.KeyConfig{Key: secret.New("k1"), RPMLimit: 50, ITPMLimit: 30000, OTPMLimit: 8000, Priority: ptr(2), Weight: ptr(1000)},
+				keypool.KeyConfig{Key: secret.New("k2"), Priority: ptr(0)},
+			),
+			{
+				Config: provider.Config{
+					Name: "local-llm", Kind: "anthropic", BaseURL: "http://10.0.0.7:8000/v1", Auth: "bearer", AllowHTTP: true,
+					Headers:     map[string]secret.Value{"X-Team": secret.New("red & co"), "X-Empty": secret.New("")},
+					DialTimeout: time.Second, FirstTokenTimeout: time.Millisecond,
+					ResponseTimeout: 2 * time.Hour, IdleTimeout: time.Minute,
+				},
+				Pool: keypool.PoolConfig{Strategy: "least_loaded"},
+			},
+		},
+	}
+	want.Providers[0].Pool.Strategy = "weighted"
+	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red"))
+	require.NoError(t, err)
+	assert.Equal(t, &want, got)
+}
+
+func TestWaysToWriteAFile(t *testing.T) {
+	want := config.Default()
+	want.Providers = []config.Provider{anthropic(keypool.KeyConfig{Key: secret.New("k1"), RPMLimit: 10})}
+	for name, text := range map[string]string{
+		"block":            "providers:\n  - keys:\n      - key: k1\n        rpm_limit: 10\n",
+		"flow":             "providers: [{ keys: [{ key: k1, rpm_limit: 10 }] }]",
+		"JSON":             `{"providers": [{"keys": [{"key": "k1", "rpm_limit": 10}]}]}`,
+		"quoted number":    "providers: [{ keys: [{ key: k1, rpm_limit: '10' }] }]",
+		"CRLF":             "providers:\r\n- keys:\r\n  - key: k1\r\n    rpm_limit: 10\r\n",
+		"byte order mark":  "\ufeffproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]",
+		"document markers": "---\nproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]\n...\n",
+		"nothing said": "server:\nclients:\nlogging: ~\nrouting: null\nproviders:\n- name:\n  base_url:\n  headers:\n  pool:\n" +
+			"  keys:\n  - key: k1\n    rpm_limit: 10\n    priority:\n    weight: ~\n",
+		"long comment": "providers: [{ keys: [{ key: k1, rpm_limit: 10 }] }] " + strings.Repeat("#", 3000),
+		"long line":    "providers: [{ " + strings.Repeat(" ", 1000) + "keys: [{ key: k1, rpm_limit: 10 }] }]",
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := config.Parse("c.yaml", []byte(text), environ())
+			require.NoError(t, err)
+			assert.Equal(t, &want, got)
+		})
+	}
+}
+
+func TestPoolConfigHasTheKeys(t *testing.T) {
+	p := anthropic(keypool.KeyConfig{Key: secret.New("k1")}, keypool.KeyConfig{Key: secret.New("k2")})
+	p.Pool.Strategy = "random"
+	assert.Equal(t, keypool.PoolConfig{Strategy: "random", Keys: p.Keys}, p.PoolConfig())
+	assert.Nil(t, p.Pool.Keys, "PoolConfig must not change its receiver")
+}
+
+func TestRedacted(t *testing.T) {
+	const canary = "sk-ant-api03-canary-0123456789"
+	const text = `
+server: { listen: 0.0.0.0:80 }
+clients: [ { name: dev, token: "${CANARY}" }, { name: ci, token_sha256: 0A0b0c0d0e0f00010203040506070809000102030405060708090a0b0c0d0e0f } ]
+providers:
+  - base_url: https://example.com/$${tenant}
+    headers: { x-credential: "Basic ${CANARY}" }
+    keys: [ { key: "${CANARY}", priority: 0 } ]
+`
+	cfg, err := config.Parse("c.yaml", []byte(text), environ("CANARY", canary))
+	require.NoError(t, err)
+	got, err := config.Redacted(cfg)
+	require.NoError(t, err)
+	assert.Equal(t, `server:
+  listen: 0.0.0.0:80
+  drain_timeout: 10m0s
+  expose: true
+  max_body_bytes: 33554432
+logging:
+  level: info
+  format: json
+routing:
+  strategy: failover
+clients:
+- name: dev
+  token: "[redacted]"
+- name: ci
+  token_sha256: 0A0b0c0d0e0f00010203040506070809000102030405060708090a0b0c0d0e0f
+providers:
+- name: anthropic
+  kind: anthropic
+  base_url: https://example.com/$${tenant}
+  auth: x-api-key
+  headers:
+    x-credential: "[redacted]"
+  dial_timeout: 5s
+  first_token_timeout: 2m0s
+  response_timeout: 10m0s
+  idle_timeout: 5m30s
+  pool:
+    strategy: least_loaded
+  keys:
+  - key: "[redacted]"
+    priority: 0
+`, string(got))
+	assert.False(t, bytes.Contains(got, []byte(canary)), "output holds the key")
+	assert.Equal(t, "https://example.com/${tenant}", cfg.Providers[0].BaseURL, "Redacted must not change its argument")
+}

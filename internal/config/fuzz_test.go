@@ -1,0 +1,81 @@
+package config_test
+
+import (
+	"fmt"
+	"strings"
+	"testing"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/auth"
+	"cc-relay/internal/config"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/secret"
+)
+
+// FuzzParse checks that Parse never panics, that each mistake is one line with the
+// file's name, and that what it accepts comes back from Redacted, but for secrets.
+func FuzzParse(f *testing.F) {
+	for _, seed := range []string{
+		string(config.Example()), ok, "",
+		"server: { listen: '[::1]:0', drain_timeout: 1h, expose: no, max_body_bytes: 1 }\n" + ok,
+		"clients:\n- name: null\n  token: ${T}\n- { name: 0x1F, token_sha256: " + hashOfToken + " }\nproviders:\n- name: '1e3'\n  base_url: https://h/$$a/${B:-c}\n  headers: { X-A: \"a b\", 'x!#$%&''*+-.^_`|~': ~ }\n",
+		"providers:\n- keys:\n  - key: |-\n      k1\n    priority: 0\n  - { key: k2, priority: 2, weight: 10 }\n",
+		"a: &a [*a]\n<<: *a\n? x\n: !!int y\n---\n...\n", "logging: { level: ${LEVEL}, }\n%YAML 1.2\n", "0::", "{? {? ", "b: 0_", "a: \"\\", "- |\n-", "a: 'b' c\n",
+	} {
+		f.Add(seed)
+	}
+	env := func(name string) (string, bool) { return "value-of:{" + name + "}", name != "UNSET" }
+	f.Fuzz(func(t *testing.T, text string) {
+		cfg, err := config.Parse("c.yaml", []byte(text), env)
+		if err != nil {
+			for _, line := range strings.Split(err.Error(), "\n") {
+				require.True(t, strings.HasPrefix(line, "c.yaml:"), "got line %q", line)
+			}
+			return
+		}
+		require.NoError(t, cfg.Validate())
+		shown, err := config.Redacted(cfg)
+		require.NoError(t, err)
+		again, err := config.Parse("shown.yaml", refill(shown), env)
+		require.NoError(t, err, "accepted:\n%s\nshown:\n%s", text, shown)
+		assert.Equal(t, withoutSecrets(cfg), withoutSecrets(again), "accepted:\n%s\nshown:\n%s", text, shown)
+	})
+}
+
+// refill puts another secret in the place of each that was redacted.
+func refill(shown []byte) []byte {
+	var out strings.Builder
+	for i, part := range strings.Split(string(shown), secret.Redacted) {
+		if i > 0 {
+			fmt.Fprintf(&out, "secret-%d", i)
+		}
+		out.WriteString(part)
+	}
+	return []byte(out.String())
+}
+
+func withoutSecrets(cfg *config.Config) config.Config {
+	c := *cfg
+	c.Clients = append([]auth.ClientConfig(nil), cfg.Clients...)
+	for i := range c.Clients {
+		if !c.Clients[i].Token.IsZero() {
+			c.Clients[i].Token = secret.New("token")
+		}
+	}
+	c.Providers = append([]config.Provider(nil), cfg.Providers...)
+	for i := range c.Providers {
+		p := &c.Providers[i]
+		p.Keys = append([]keypool.KeyConfig(nil), p.Keys...)
+		for j := range p.Keys {
+			p.Keys[j].Key = secret.New("key")
+		}
+		headers := map[string]secret.Value{}
+		for name := range p.Headers {
+			headers[name] = secret.New("value")
+		}
+		p.Headers = headers
+	}
+	return c
+}

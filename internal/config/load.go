@@ -1,0 +1,168 @@
+package config
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"runtime"
+	"strings"
+	"syscall"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/secret"
+)
+
+// Load reads the configuration file at path with the process environment; see
+// Parse. A file that holds a secret itself, rather than the name of a variable,
+// is refused when its group or others may read it. Only a regular file of at
+// most 1 MiB is read; a pipe or a device is refused without waiting for it.
+func Load(path string) (*Config, error) {
+	data, mode, err := readFile(path, maxFileBytes)
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", path, err)
+	}
+	cfg, d := parse(path, data, os.LookupEnv)
+	d.checkMode(mode)
+	if err := d.err(); err != nil {
+		return nil, err
+	}
+	return cfg, nil
+}
+
+// checkMode reports the first secret in a file that other users can read. The
+// permission bits say nothing on Windows.
+func (d *decoder) checkMode(mode fs.FileMode) {
+	if len(d.literals) == 0 || mode&0o077 == 0 || runtime.GOOS == "windows" {
+		return
+	}
+	path := d.literals[0]
+	d.addAt(d.place(path), path, fmt.Errorf(
+		`written out in a file that other users may read (mode %04o); run: chmod 600 %s, or write "${NAME}" to take it from the environment`,
+		mode, d.file))
+}
+
+// readFile returns a regular file and its permission bits. Its errors leave the
+// name out: it may be a secret in the wrong place.
+func readFile(path string, limit int64) ([]byte, fs.FileMode, error) {
+	// Non-blocking, or opening a pipe would wait for a writer.
+	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, bare(err)
+	}
+	defer func() { _ = f.Close() }()
+	info, err := f.Stat()
+	if err != nil {
+		return nil, 0, bare(err)
+	}
+	if info.IsDir() {
+		return nil, 0, errors.New("is a directory; name the file in it")
+	}
+	if !info.Mode().IsRegular() {
+		return nil, 0, errors.New("is not a regular file; pipes and devices are not read")
+	}
+	data, err := io.ReadAll(io.LimitReader(f, limit+1))
+	if err != nil {
+		return nil, 0, bare(err)
+	}
+	if int64(len(data)) > limit {
+		return nil, 0, fmt.Errorf("is larger than %d bytes", limit)
+	}
+	return data, info.Mode().Perm(), nil
+}
+
+// bare strips the operation and the file name from err.
+func bare(err error) error {
+	var pe *fs.PathError
+	if errors.As(err, &pe) {
+		return fmt.Errorf("cannot be read: %w", pe.Err)
+	}
+	return err
+}
+
+// Find returns the configuration file to load: flag if it is set, else
+// ./config.yaml, else cc-relay/config.yaml under XDG_CONFIG_HOME or ~/.config.
+// ok is false when there is none, which is an error only for flag. A file that is
+// there and cannot be looked at is an error.
+// https://specifications.freedesktop.org/basedir-spec/latest/
+func Find(flag string) (path string, ok bool, err error) {
+	if flag != "" {
+		if _, err := os.Stat(flag); err != nil {
+			return "", false, fmt.Errorf("configuration file %s: %w", flag, bare(err))
+		}
+		return flag, true, nil
+	}
+	for _, path := range usualPaths() {
+		_, err := os.Stat(path)
+		if err == nil {
+			return path, true, nil
+		}
+		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
+			return "", false, fmt.Errorf("configuration file %s: %w", path, bare(err))
+		}
+	}
+	return "", false, nil
+}
+
+func usualPaths() []string {
+	paths := []string{"config.yaml"}
+	dir := os.Getenv("XDG_CONFIG_HOME")
+	if !filepath.IsAbs(dir) {
+		home, err := os.UserHomeDir()
+		if err != nil {
+			return paths
+		}
+		dir = filepath.Join(home, ".config")
+	}
+	return append(paths, filepath.Join(dir, "cc-relay", "config.yaml"))
+}
+
+// FromEnv returns the configuration of a relay without a file: every default, and
+// one provider with the keys of ANTHROPIC_API_KEYS, separated by commas, and of
+// ANTHROPIC_API_KEY, in this order; a key in both counts once. ok is false when
+// neither is set to anything. The error says which entry is wrong, not what it holds.
+func FromEnv(env func(string) (string, bool)) (cfg *Config, ok bool, err error) {
+	keys, err := envKeys(env)
+	if err != nil || len(keys) == 0 {
+		return nil, false, err
+	}
+	p := Provider{Keys: keys}
+	p.setDefaults()
+	p.finish()
+	c := Default()
+	c.Providers = []Provider{p}
+	if err := c.Validate(); err != nil {
+		return nil, false, err
+	}
+	return &c, true, nil
+}
+
+func envKeys(env func(string) (string, bool)) (keys []keypool.KeyConfig, err error) {
+	many, _ := env("ANTHROPIC_API_KEYS")
+	one, _ := env("ANTHROPIC_API_KEY")
+	seen := map[string]int{}
+	for i, entry := range strings.Split(many, ",") {
+		key := strings.TrimSpace(entry)
+		if key == "" {
+			continue
+		}
+		if other, dup := seen[key]; dup {
+			return nil, fmt.Errorf("ANTHROPIC_API_KEYS: entries %d and %d are the same key; remove one", other, i+1)
+		}
+		if !isVisible(key) {
+			return nil, fmt.Errorf("ANTHROPIC_API_KEYS: entry %d has a space or a character that no key has; separate keys by commas", i+1)
+		}
+		seen[key] = i + 1
+		keys = append(keys, keypool.KeyConfig{Key: secret.New(key)})
+	}
+	one = strings.TrimSpace(one)
+	if !isVisible(one) {
+		return nil, errors.New("ANTHROPIC_API_KEY: has a space or a character that no key has; for several keys use ANTHROPIC_API_KEYS")
+	}
+	if _, dup := seen[one]; one != "" && !dup {
+		keys = append(keys, keypool.KeyConfig{Key: secret.New(one)})
+	}
+	return keys, nil
+}

@@ -1,0 +1,83 @@
+package config
+
+import (
+	"errors"
+	"reflect"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/goccy/go-yaml/ast"
+
+	"cc-relay/internal/secret"
+)
+
+var (
+	secretType   = reflect.TypeFor[secret.Value]()
+	durationType = reflect.TypeFor[time.Duration]()
+)
+
+// scalarText returns the text of a scalar as written, without its quotes. How to
+// read it is for the field to say, so that "50", 50 and "${FIFTY}" are one.
+func scalarText(node ast.Node) (string, bool) {
+	switch n := node.(type) {
+	case *ast.StringNode:
+		return n.Value, true
+	case *ast.LiteralNode:
+		return n.Value.Value, true
+	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
+		return n.GetToken().Value, true
+	}
+	return "", false
+}
+
+func (d *decoder) scalar(path string, node ast.Node, dst reflect.Value) {
+	text, ok := scalarText(node)
+	if !ok {
+		d.addf(path, "must be a single value, not a list or a mapping")
+		return
+	}
+	value, literal, err := expand(text, d.env)
+	if dst.Type() == secretType && literal {
+		d.literals = append(d.literals, path)
+	}
+	if err == nil {
+		err = set(dst, value)
+	}
+	if err != nil {
+		d.add(path, err)
+	}
+}
+
+// set reads text into dst. Its errors do not repeat text, which may be a secret
+// in the wrong place.
+func set(dst reflect.Value, text string) error {
+	switch {
+	case dst.Type() == secretType:
+		dst.Set(reflect.ValueOf(secret.New(text)))
+	case dst.Type() == durationType:
+		v, err := time.ParseDuration(text)
+		if err != nil {
+			return errors.New("not a duration; write a number with a unit, such as 30s or 10m")
+		}
+		dst.SetInt(int64(v))
+	case dst.CanInt():
+		v, err := strconv.ParseInt(text, 10, dst.Type().Bits())
+		if errors.Is(err, strconv.ErrRange) {
+			return errors.New("too large a number")
+		}
+		if err != nil {
+			return errors.New("not a whole number; write digits only")
+		}
+		dst.SetInt(v)
+	case dst.Kind() == reflect.Bool:
+		v := strings.ToLower(text)
+		if v != "true" && v != "false" {
+			return errors.New("write true or false")
+		}
+		dst.SetBool(v == "true")
+	default:
+		dst.SetString(text)
+	}
+	return nil
+}

@@ -1,0 +1,160 @@
+package config
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"net"
+	"net/netip"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"time"
+
+	"cc-relay/internal/auth"
+)
+
+// Bounds of numbers. A limit above a thousand million a minute is a slip.
+const (
+	maxWeight      = 1000
+	maxLimit       = 1_000_000_000
+	maxBody        = 1 << 30
+	minTokenLength = 8
+)
+
+var clientName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
+
+// Validate checks a configuration that was changed or built by hand, as after a
+// flag replaced a value. The error joins one *Mistake for everything that is
+// wrong, without lines. It reads the CA files that c names.
+func (c *Config) Validate() error {
+	r := newReport("configuration")
+	c.validate(r)
+	return r.err()
+}
+
+func (c *Config) validate(r *report) {
+	c.checkListen(r)
+	checkDuration(r, "server.drain_timeout", c.Server.DrainTimeout)
+	if c.Server.MaxBodyBytes < 1 || c.Server.MaxBodyBytes > maxBody {
+		r.addf("server.max_body_bytes", "%d is not a size; write 1 to %d bytes", c.Server.MaxBodyBytes, maxBody)
+	}
+	checkOneOf(r, "logging.level", c.Logging.Level, "trace", "debug", "info", "warn", "error")
+	checkOneOf(r, "logging.format", c.Logging.Format, "json", "console")
+	checkOneOf(r, "routing.strategy", c.Routing.Strategy, "failover")
+	checkClients(r, c.Clients)
+	checkProviders(r, c.Providers)
+}
+
+func (c *Config) checkListen(r *report) {
+	const path = "server.listen"
+	host, port, err := net.SplitHostPort(c.Server.Listen)
+	if err != nil {
+		r.addf(path, "not an address; write HOST:PORT, such as 127.0.0.1:8787")
+		return
+	}
+	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+		r.addf(path, "the port must be a number from 0 to 65535")
+		return
+	}
+	if strings.ContainsFunc(host, func(c rune) bool { return c <= ' ' || c > '~' || c == '/' }) {
+		r.addf(path, "not a host; write an IP address or localhost")
+		return
+	}
+	if !isLoopback(host) && len(c.Clients) == 0 && !r.failed["clients"] {
+		r.addf(path, "other machines could spend your keys: no clients are configured; "+
+			"add clients, each with a name and a token, or listen on 127.0.0.1:8787")
+	}
+}
+
+// isLoopback reports whether host reaches this machine only. A name other than
+// localhost may resolve to anything.
+func isLoopback(host string) bool {
+	if strings.EqualFold(host, "localhost") {
+		return true
+	}
+	addr, err := netip.ParseAddr(host)
+	return err == nil && addr.Unmap().IsLoopback()
+}
+
+func checkClients(r *report, clients []auth.ClientConfig) {
+	names, tokens := map[string]int{}, map[[sha256.Size]byte]int{}
+	for i, c := range clients {
+		path := fmt.Sprintf("clients[%d]", i)
+		if r.failed[path] {
+			continue
+		}
+		if !clientName.MatchString(c.Name) {
+			r.addf(path+".name", "not a name; write up to 64 letters, digits, dots, - _ or @")
+		} else if other, dup := names[c.Name]; dup {
+			r.addf(path+".name", "same name as clients[%d]; give each client its own", other)
+		} else {
+			names[c.Name] = i
+		}
+		hash, ok := checkToken(r, path, c)
+		if !ok {
+			continue
+		}
+		if other, dup := tokens[hash]; dup {
+			r.addf(path, "same token as clients[%d]; give each client its own", other)
+			continue
+		}
+		tokens[hash] = i
+	}
+}
+
+// checkToken returns the hash of a client's token if the client has a sound one.
+func checkToken(r *report, path string, c auth.ClientConfig) (hash [sha256.Size]byte, ok bool) {
+	switch {
+	case r.failed[path+".token"] || r.failed[path+".token_sha256"]:
+		return hash, false
+	case !c.Token.IsZero() && c.TokenSHA256 != "":
+		r.addf(path, "has a token and a token_sha256; write one of them")
+		return hash, false
+	case c.TokenSHA256 != "":
+		raw, err := hex.DecodeString(c.TokenSHA256)
+		if err != nil || len(raw) != sha256.Size {
+			r.addf(path+".token_sha256", "not a SHA-256; write 64 hexadecimal digits")
+			return hash, false
+		}
+		return [sha256.Size]byte(raw), true
+	case c.Token.IsZero():
+		r.addf(path+".token", "empty; write a token of at least %d characters, or a token_sha256", minTokenLength)
+		return hash, false
+	}
+	token := c.Token.Reveal()
+	if len(token) < minTokenLength {
+		r.addf(path+".token", "shorter than %d characters; make one with: openssl rand -hex 24", minTokenLength)
+		return hash, false
+	}
+	if !isVisible(token) {
+		r.addf(path+".token", "has a space or a character that no header can carry; remove it")
+		return hash, false
+	}
+	return sha256.Sum256([]byte(token)), true
+}
+
+// checkOneOf does not repeat the value, which may be a secret in the wrong place.
+func checkOneOf(r *report, path, value string, known ...string) {
+	if slices.Contains(known, value) {
+		return
+	}
+	if near := nearest(value, known); near != "" {
+		r.addf(path, "unknown; did you mean %s?", near)
+		return
+	}
+	r.addf(path, "unknown; write %s", strings.Join(known, " or "))
+}
+
+func checkDuration(r *report, path string, v time.Duration) {
+	if v <= 0 {
+		r.addf(path, "%s is no time; write a duration above 0, such as 30s or 10m", v)
+	}
+}
+
+// isVisible reports whether s is visible ASCII only, as credentials are: they
+// travel as one word of a header.
+func isVisible(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' })
+}

@@ -1,0 +1,212 @@
+package config
+
+import (
+	"bytes"
+	"crypto/x509"
+	"encoding/pem"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/textproto"
+	"net/url"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/secret"
+)
+
+var (
+	providerName = regexp.MustCompile(`^[a-z0-9][a-z0-9_-]{0,63}$`)
+	// headerName is a token of https://www.rfc-editor.org/rfc/rfc9110#section-5.6.2
+	headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
+)
+
+// kinds are the providers that can be built.
+var kinds = []string{defaultKind}
+
+// fixedHeaders belong to a connection or to how a body is sent, which the relay
+// decides: https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
+var fixedHeaders = []string{
+	"Connection", "Content-Length", "Host", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
+	"Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+}
+
+func checkProviders(r *report, providers []Provider) {
+	if len(providers) == 0 {
+		r.addf("providers", "none; %s", minimal)
+	}
+	names, keys := map[string]int{}, map[string]string{}
+	for i, p := range providers {
+		path := fmt.Sprintf("providers[%d]", i)
+		if r.failed[path] {
+			continue
+		}
+		if !providerName.MatchString(p.Name) {
+			r.addf(path+".name", "not a name; write lower-case letters, digits, - and _, a letter or digit first")
+		} else if other, dup := names[p.Name]; dup {
+			r.addf(path+".name", "same name as providers[%d]; give each provider its own", other)
+		} else {
+			names[p.Name] = i
+		}
+		checkOneOf(r, path+".kind", p.Kind, kinds...)
+		checkOneOf(r, path+".auth", p.Auth, "x-api-key", "bearer")
+		checkOneOf(r, path+".pool.strategy", p.Pool.Strategy, keypool.Strategies()...)
+		checkDuration(r, path+".dial_timeout", p.DialTimeout)
+		checkDuration(r, path+".first_token_timeout", p.FirstTokenTimeout)
+		checkDuration(r, path+".response_timeout", p.ResponseTimeout)
+		checkDuration(r, path+".idle_timeout", p.IdleTimeout)
+		if err := baseURLError(p.BaseURL, p.AllowHTTP); err != nil {
+			r.add(path+".base_url", err)
+		}
+		if err := caFileError(p.CAFile); err != nil {
+			r.add(path+".ca_file", err)
+		}
+		checkHeaders(r, path, p)
+		checkKeys(r, path, p, keys)
+	}
+}
+
+func baseURLError(raw string, allowHTTP bool) error {
+	u, err := url.Parse(raw)
+	switch {
+	case raw == "":
+		return errors.New("missing; write https://HOST, with a path prefix if the provider has one")
+	case err != nil || u.Host == "" || u.Hostname() == "" || !isVisible(raw) || (u.Scheme != "http" && u.Scheme != "https"):
+		return errors.New("not an absolute URL; write https://HOST, with a path prefix if the provider has one")
+	case u.User != nil:
+		return errors.New("must not hold a user name or password; credentials belong under keys or headers")
+	case strings.ContainsAny(raw, "?#"):
+		return errors.New("must not have a query or a fragment; end it before the ? or #")
+	case strings.HasSuffix(strings.TrimRight(u.Path, "/"), "/messages"):
+		return errors.New("must end before /v1/messages, which the relay adds")
+	case u.Scheme == "http" && !allowHTTP && !isLoopback(u.Hostname()):
+		return errors.New("plain http would send keys and prompts unencrypted; write https://, or set allow_http: true")
+	}
+	if port := u.Port(); port != "" {
+		if _, err := strconv.ParseUint(port, 10, 16); err != nil {
+			return errors.New("the port must be a number up to 65535")
+		}
+	}
+	return nil
+}
+
+// caFileError reads the file now: a CA that is found unreadable later would fail
+// every request.
+func caFileError(path string) error {
+	if path == "" {
+		return nil
+	}
+	data, _, err := readFile(path, 4*maxFileBytes)
+	if err != nil {
+		return err
+	}
+	for {
+		block, rest := pem.Decode(data)
+		if block == nil {
+			return errors.New("has no PEM certificate that can be read; name a file with BEGIN CERTIFICATE lines")
+		}
+		if _, err := x509.ParseCertificate(block.Bytes); block.Type == "CERTIFICATE" && err == nil {
+			return nil
+		}
+		data = bytes.TrimSpace(rest)
+	}
+}
+
+func checkHeaders(r *report, path string, p Provider) {
+	seen := map[string]bool{}
+	for _, name := range slices.Sorted(maps.Keys(p.Headers)) {
+		at := path + ".headers." + name
+		canonical := textproto.CanonicalMIMEHeaderKey(name)
+		switch {
+		case !headerName.MatchString(name):
+			r.addf(at, "not a header name; write letters, digits and -")
+		case slices.Contains(fixedHeaders, canonical):
+			r.addf(at, "is set by the relay or the connection; remove it")
+		case seen[canonical]:
+			r.addf(at, "written twice, in upper and lower case; remove one")
+		case len(p.Keys) > 0 && canonical == authHeader(p.Auth):
+			r.addf(at, "carries the key from keys; remove it, or remove keys")
+		case !isHeaderValue(p.Headers[name]):
+			r.addf(at, "has a line break or a control character; remove it")
+		}
+		seen[canonical] = true
+	}
+}
+
+func authHeader(auth string) string {
+	if auth == "bearer" {
+		return "Authorization"
+	}
+	return "X-Api-Key"
+}
+
+func isHeaderValue(v secret.Value) bool {
+	s := v.Reveal()
+	return strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(c rune) bool { return (c < ' ' && c != '\t') || c == 0x7f })
+}
+
+// checkKeys reports a key that an earlier provider at the same place has too:
+// both pools would count its limits as their own. owners maps a place and a key
+// to the path that had it first.
+func checkKeys(r *report, path string, p Provider, owners map[string]string) {
+	if len(p.Keys) == 0 && len(p.Headers) == 0 && p.BaseURL == defaultBaseURL {
+		r.addf(path+".keys", `none, but %s asks for one; write keys: [{ key: "${ANTHROPIC_API_KEY}" }]`, defaultBaseURL)
+	}
+	origin := originOf(p.BaseURL)
+	for i, k := range p.Keys {
+		at := fmt.Sprintf("%s.keys[%d]", path, i)
+		if r.failed[at] {
+			continue
+		}
+		checkLimits(r, at, k)
+		if k.Priority != nil && (*k.Priority < keypool.PriorityLow || *k.Priority > keypool.PriorityHigh) {
+			r.add(at+".priority", &InvalidPriorityError{Provider: p.Name, Key: i, Value: *k.Priority})
+		}
+		if k.Weight != nil && (*k.Weight < 1 || *k.Weight > maxWeight) {
+			r.add(at+".weight", &InvalidWeightError{Provider: p.Name, Key: i, Value: *k.Weight})
+		}
+		at += ".key"
+		if k.Key.IsZero() {
+			r.addf(at, `empty; write the key, or "${NAME}" to take it from the environment`)
+			continue
+		}
+		if !isVisible(k.Key.Reveal()) {
+			r.addf(at, "has a space, a line break or a character that no key has; remove it")
+		}
+		id := origin + " " + k.ID()
+		if other, dup := owners[id]; dup {
+			r.addf(at, "same key as %s; remove one", other)
+			continue
+		}
+		owners[id] = at
+	}
+}
+
+func checkLimits(r *report, path string, k keypool.KeyConfig) {
+	for _, limit := range []struct {
+		name  string
+		value int
+	}{{"rpm_limit", k.RPMLimit}, {"itpm_limit", k.ITPMLimit}, {"otpm_limit", k.OTPMLimit}} {
+		if limit.value < 0 || limit.value > maxLimit {
+			r.addf(path+"."+limit.name, "%d is not a limit; write 0 (not known) to %d a minute", limit.value, maxLimit)
+		}
+	}
+}
+
+// originOf is a base URL in the one form under which equal upstreams are equal.
+func originOf(raw string) string {
+	u, err := url.Parse(raw)
+	if err != nil {
+		return raw
+	}
+	host, port := strings.ToLower(u.Hostname()), u.Port()
+	if port == "" {
+		port = map[string]string{"http": "80", "https": "443"}[u.Scheme]
+	}
+	prefix := strings.TrimSuffix(strings.TrimRight(u.Path, "/"), "/v1")
+	return u.Scheme + "://" + net.JoinHostPort(host, port) + prefix
+}

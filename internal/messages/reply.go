@@ -1,0 +1,41 @@
+package messages
+
+// Reply is what the relay reads of an answer that is not streamed.
+type Reply struct {
+	Error      bool // "type" is "error": an error body, whatever its status; see ParseError
+	Usage      Usage
+	HasUsage   bool   // Usage was there
+	Suspect    bool   // a count in it was odd and was clamped, as in Meter.Suspect
+	StopReason string // "" when absent or null
+}
+
+// InspectReply reads the JSON answer to a request that did not ask for a stream.
+// It checks the structure as Inspect does, so that an answer cut short is an
+// error; white space around the object, which some providers send to keep the
+// connection alive, is not. The error is always an *InvalidError. Safe for
+// concurrent use.
+func InspectReply(body []byte) (Reply, error) {
+	var (
+		s     = scanner{buf: body}
+		reply Reply
+		c     counts
+	)
+	for ok := s.firstField(); ok; ok = s.nextField() {
+		switch key := string(s.key); {
+		case key == "type" && s.peek() == '"':
+			reply.Error = string(s.str()) == "error"
+		case key == "stop_reason":
+			reply.StopReason = s.stopReason(reply.StopReason)
+		case key == "usage":
+			s.usage(&c)
+		default:
+			s.value()
+		}
+	}
+	s.end()
+	if err := s.invalid(); err != nil {
+		return Reply{}, err
+	}
+	reply.Usage, reply.HasUsage, reply.Suspect = c.Usage, c.seen, c.suspect
+	return reply, nil
+}

@@ -1,0 +1,93 @@
+package provider
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strings"
+)
+
+// KindAnthropic is any endpoint that speaks the Anthropic Messages API.
+const KindAnthropic = "anthropic"
+
+// Headers that may carry the key.
+const (
+	AuthAPIKey = "x-api-key"
+	AuthBearer = "bearer"
+)
+
+// anthropic sends the request as it came, but for credential and address.
+type anthropic struct {
+	name   string
+	base   url.URL
+	bearer bool
+	extra  http.Header
+}
+
+func newAnthropic(cfg Config) (Provider, error) {
+	base, err := url.Parse(cfg.BaseURL)
+	if err != nil || base.Host == "" || (base.Scheme != "http" && base.Scheme != "https") {
+		// The parser's own error quotes the URL, which may hold a password.
+		return nil, fmt.Errorf("provider %s: base_url is not a URL like https://api.anthropic.com", cfg.Name)
+	}
+	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
+		return nil, fmt.Errorf("provider %s: base_url must have no user, query or fragment", cfg.Name)
+	}
+	if cfg.Auth != "" && cfg.Auth != AuthAPIKey && cfg.Auth != AuthBearer {
+		return nil, fmt.Errorf("provider %s: auth %q is unknown; write %s or %s", cfg.Name, cfg.Auth, AuthAPIKey, AuthBearer)
+	}
+	// Users write the base URL with and without /v1, as different clients ask for it.
+	prefix := strings.TrimSuffix(strings.TrimSuffix(base.Path, "/"), "/v1")
+	p := &anthropic{
+		name:   cfg.Name,
+		base:   url.URL{Scheme: base.Scheme, Host: base.Host, Path: prefix},
+		bearer: cfg.Auth == AuthBearer,
+		extra:  make(http.Header, len(cfg.Headers)),
+	}
+	for name, value := range cfg.Headers {
+		p.extra.Set(name, value.Reveal())
+	}
+	return p, nil
+}
+
+func (p *anthropic) Name() string { return p.name }
+
+func (p *anthropic) NewRequest(ctx context.Context, call *Call, apiKey string) (*http.Request, error) {
+	if !strings.HasPrefix(call.Path, "/v1/") {
+		return nil, errors.New("provider: path is not of the Messages API")
+	}
+	target := p.base
+	target.Path += call.Path
+	target.RawQuery = call.RawQuery
+
+	header := make(http.Header, 24)
+	ForwardHeaders(header, call.Header)
+	// Own answers are read on the way: ask for plain bytes.
+	header["Accept-Encoding"] = identity
+	if apiKey != "" && p.bearer {
+		header["Authorization"] = []string{"Bearer " + apiKey}
+	} else if apiKey != "" {
+		header["X-Api-Key"] = []string{apiKey}
+	}
+	for name, values := range p.extra {
+		header[name] = values
+	}
+
+	req := &http.Request{
+		Method: call.Method, URL: &target, Host: target.Host, Header: header,
+		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
+	}
+	if call.Body != nil {
+		req.ContentLength = call.Length
+		req.Body = call.Body()
+		// Lets the transport send again on a fresh connection when a kept one
+		// turns out closed before a byte was written.
+		req.GetBody = func() (io.ReadCloser, error) { return call.Body(), nil }
+	}
+	return req.WithContext(ctx), nil
+}
+
+var identity = []string{"identity"}

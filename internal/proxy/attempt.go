@@ -1,0 +1,334 @@
+package proxy
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"strings"
+	"time"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/messages"
+	"cc-relay/internal/ratelimit"
+	"cc-relay/internal/router"
+)
+
+// Bounds of what is held of one answer.
+const (
+	maxErrorBody = 64 << 10
+	maxJSONBody  = 16 << 20 // a longer JSON answer is passed on while it comes
+)
+
+// errTimeout is why an attempt ends whose upstream is silent for too long.
+var errTimeout = errors.New("proxy: no answer in time")
+
+// answer is what one attempt brought. Exactly one of forward and abandon ends it.
+type answer struct {
+	up      *router.Upstream
+	lease   keypool.Lease
+	ctx     context.Context
+	cancel  context.CancelCauseFunc
+	timer   *time.Timer // ends the attempt: response, first token, then idle
+	verdict verdict
+
+	resp   *http.Response // nil where none came
+	status int            // the answer's, or that of the error its body carries
+	body   []byte         // of an error or a JSON answer; of a stream only an error event's data
+
+	frames  *messages.Frames // of a stream
+	readErr error            // what ended reading, with frames still to be passed on
+	meter   messages.Meter
+	usage   messages.Usage
+	metered bool // usage was reported
+}
+
+// answer walks the plan: keys of an upstream, then the next upstream, until one
+// answer is worth showing or nothing is left. It returns one of both, or nil and
+// what failed when the client has left.
+func (h *Handler) answer(x *exchange) (*answer, *failure) {
+	failed := &failure{}
+	w := walk{plan: x.live.Router.Plan(x.model, x.start)}
+	if len(w.plan) == 0 {
+		return nil, failed
+	}
+	for {
+		up := w.plan[w.at]
+		lease, err := w.acquire(x, up)
+		if err != nil {
+			failed.refused(err)
+			if x.clientGone() || !w.nextUpstream() {
+				return nil, failed
+			}
+			continue
+		}
+		a := h.attempt(x, up, lease)
+		switch a.verdict {
+		case served, clientError:
+			return a, nil
+		case clientGone:
+			a.settleLeft(x)
+			return nil, failed
+		}
+		failed.note(x, a)
+		a.abandon()
+		if !w.move(x, a) {
+			return nil, failed
+		}
+	}
+}
+
+// walk is where a request stands in its plan.
+type walk struct {
+	plan    []*router.Upstream
+	at      int
+	again   bool     // the last upstream is being asked once more
+	counted int      // attempts that may have cost an upstream work
+	moved   bool     // the one move for broken answers is spent
+	tried   []string // keys that this request must not use again
+	avoid   string   // key whose owner has just failed, used only if it is the last one
+}
+
+func (w *walk) acquire(x *exchange, up *router.Upstream) (keypool.Lease, error) {
+	demand := x.demand
+	if w.avoid != "" {
+		demand.Exclude = append(w.tried[:len(w.tried):len(w.tried)], w.avoid)
+		if lease, err := up.Pool.Acquire(x.r.Context(), demand); err == nil {
+			return lease, nil
+		}
+	}
+	demand.Exclude = w.tried
+	return up.Pool.Acquire(x.r.Context(), demand)
+}
+
+func (w *walk) nextUpstream() bool {
+	if w.at+1 >= len(w.plan) {
+		return false
+	}
+	w.at++
+	w.avoid = ""
+	return true
+}
+
+// move goes to where the request may be tried next: another key, the next
+// upstream, or the same one once more after a moment. It returns false where
+// that is nowhere.
+func (w *walk) move(x *exchange, a *answer) bool {
+	c := conducts[a.verdict]
+	if c.nextKey {
+		w.tried = append(w.tried, a.lease.KeyID())
+		return true
+	}
+	if c.counted {
+		w.counted++
+	}
+	if w.counted >= maxCounted || (c.oneMove && w.moved) {
+		return false
+	}
+	w.moved = w.moved || c.oneMove
+	if w.nextUpstream() {
+		return true
+	}
+	if !c.again || w.again {
+		return false
+	}
+	w.again, w.avoid = true, a.lease.KeyID()
+	x.pause(250*time.Millisecond + rand.N(250*time.Millisecond))
+	return !x.clientGone()
+}
+
+// attempt sends the request to up with the leased key, reads until the answer
+// can be judged, and tells the pool what it means.
+func (h *Handler) attempt(x *exchange, up *router.Upstream, lease keypool.Lease) *answer {
+	a := &answer{up: up, lease: lease}
+	a.ctx, a.cancel = context.WithCancelCause(x.r.Context())
+	x.attempts++
+	x.provider, x.keyID = up.Provider.Name(), lease.KeyID()
+	a.verdict = a.try(x)
+	x.verdict = a.verdict
+	a.learn(x)
+	a.mark(x)
+	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone {
+		h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
+			Str("verdict", a.verdict.String()).Int("status", a.status).Int("attempt", x.attempts).Msg("attempt failed")
+	}
+	return a
+}
+
+func (a *answer) try(x *exchange) verdict {
+	limit := a.up.ResponseTimeout
+	if x.msg.Stream {
+		limit = a.up.FirstTokenTimeout
+	}
+	a.timer = time.AfterFunc(limit, func() { a.cancel(errTimeout) })
+	req, err := a.up.Provider.NewRequest(a.ctx, x.call(), a.lease.APIKey())
+	if err != nil {
+		return failed
+	}
+	a.resp, err = a.up.Transport.RoundTrip(req)
+	if err != nil {
+		return judgeError(err, context.Cause(a.ctx))
+	}
+	a.status = a.resp.StatusCode
+	if coding := a.resp.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
+		return failed // not asked for, and the client may not understand it
+	}
+	if a.status != http.StatusOK {
+		// What cannot be read of an error is not needed to judge it.
+		a.body, _ = io.ReadAll(io.LimitReader(a.resp.Body, maxErrorBody))
+		return judge(a.status, a.body)
+	}
+	switch mediaType(a.resp.Header) {
+	case "text/event-stream":
+		return a.readFirstFrame()
+	case "application/json":
+		return a.readJSON()
+	}
+	return failed
+}
+
+func mediaType(h http.Header) string {
+	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	return strings.ToLower(strings.TrimSpace(kind))
+}
+
+// readFirstFrame reads a stream up to the first frame that says something: an
+// error there is as if it had come as a status, and the client has seen nothing.
+func (a *answer) readFirstFrame() verdict {
+	a.frames = newFrames()
+	for {
+		for frame, ok := a.frames.Next(); ok; frame, ok = a.frames.Next() {
+			switch {
+			case string(frame.Event) == messages.EventPing, len(frame.Data) == 0:
+				continue
+			case string(frame.Event) == messages.EventError:
+				return a.judgeError(frame.Data)
+			case !json.Valid(frame.Data):
+				return failed
+			}
+			a.meter.Frame(frame)
+			return served
+		}
+		if a.readErr != nil {
+			return a.broken()
+		}
+		_, a.readErr = a.frames.Fill(a.resp.Body)
+	}
+}
+
+// judgeError judges an error object that came with status 200.
+func (a *answer) judgeError(body []byte) verdict {
+	a.body = append([]byte(nil), body...)
+	e, ok := messages.ParseError(body)
+	if !ok {
+		return failed
+	}
+	a.status = e.Error.Type.Status()
+	return judge(a.status, a.body)
+}
+
+// broken judges an answer that broke off before it could be shown.
+func (a *answer) broken() verdict {
+	if v := judgeError(a.readErr, context.Cause(a.ctx)); v == timedOut || v == clientGone {
+		return v
+	}
+	return failed
+}
+
+// readJSON reads a JSON answer whole, so that a cut one is never shown.
+func (a *answer) readJSON() verdict {
+	size := a.resp.ContentLength
+	if size > maxJSONBody {
+		return served
+	}
+	a.body, a.readErr = readUpTo(a.resp.Body, max(size, 0), maxJSONBody)
+	if a.readErr != nil {
+		return a.broken()
+	}
+	if len(a.body) == maxJSONBody {
+		return served
+	}
+	reply, err := messages.InspectReply(a.body)
+	if err != nil {
+		return failed
+	}
+	if reply.Error {
+		return a.judgeError(a.body)
+	}
+	a.usage, a.metered = reply.Usage, reply.HasUsage
+	return served
+}
+
+// readUpTo reads r to its end, or limit bytes of it.
+func readUpTo(r io.Reader, expect int64, limit int) ([]byte, error) {
+	buf := make([]byte, 0, min(max(expect+1, 512), int64(limit)))
+	for len(buf) < limit {
+		if len(buf) == cap(buf) {
+			buf = append(buf, 0)[:len(buf)]
+		}
+		n, err := r.Read(buf[len(buf):min(cap(buf), limit)])
+		buf = buf[:len(buf)+n]
+		if errors.Is(err, io.EOF) {
+			return buf, nil
+		}
+		if err != nil {
+			return buf, err
+		}
+	}
+	return buf, nil
+}
+
+// learn takes the limits of the key's owner from the answer's headers.
+func (a *answer) learn(x *exchange) {
+	if a.resp != nil && x.demand.Class != keypool.ClassModels {
+		_ = a.up.Pool.UpdateClassFromHeaders(a.lease.KeyID(), x.demand.Class, a.resp.Header) // the key is leased, so it exists
+	}
+}
+
+// mark tells pool and router what the verdict says of the key and the upstream.
+func (a *answer) mark(x *exchange) {
+	pool, id, class := a.up.Pool, a.lease.KeyID(), x.demand.Class
+	switch a.verdict {
+	case served:
+		a.lease.Succeeded()
+	case limited:
+		pool.MarkClassExhausted(id, class, keypool.ParseRetryAfter(a.resp.Header))
+	case spent:
+		pool.MarkKeyDead(id, keypool.ReasonSpent)
+	case unauthorized:
+		pool.MarkKeyDead(id, keypool.ReasonUnauthorized)
+	case forbidden:
+		pool.MarkKeyForbidden(id, class, x.client, blamesAccount(a.body))
+	case noModel:
+		a.up.Miss(x.model, time.Now())
+	}
+}
+
+// abandon ends an answer that the client does not get. A good answer that is
+// given up is closed at once: draining it would go on paying for it.
+func (a *answer) abandon() {
+	a.lease.Settle(ratelimit.Tokens{})
+	a.close()
+}
+
+// settleLeft ends an answer whose client has left before it was judged: the
+// provider may have counted the prompt, so what was held for it stays taken.
+func (a *answer) settleLeft(x *exchange) {
+	a.lease.Settle(ratelimit.Tokens{Input: a.lease.Held().Input})
+	x.partial = true
+	a.close()
+}
+
+func (a *answer) close() {
+	a.timer.Stop()
+	a.cancel(context.Canceled)
+	if a.resp != nil {
+		_ = a.resp.Body.Close()
+	}
+	if a.frames != nil {
+		keepFrames(a.frames)
+		a.frames = nil
+	}
+}

@@ -1,0 +1,107 @@
+package proxy
+
+import (
+	"errors"
+	"io"
+	"net/http"
+	"sync"
+	"sync/atomic"
+)
+
+var errBodyTooLarge = errors.New("proxy: request body too large")
+
+// keptBody bounds the buffers kept for reuse, and firstBody is what a body of
+// unknown length starts with.
+const (
+	keptBody  = 1 << 20
+	firstBody = 64 << 10
+)
+
+var bodies = sync.Pool{New: func() any { return &body{} }}
+
+// body is a request body in a buffer that is used again once its last reader is
+// closed: a transport may still be sending it when the answer has been judged.
+type body struct {
+	buf  []byte
+	refs atomic.Int32
+}
+
+// readBody reads r's body whole, or nothing of it if its declared length is over
+// the limit. The body is owned by the caller until release, also with an error.
+func readBody(r *http.Request, limit int64) (*body, error) {
+	if r.ContentLength > limit {
+		return nil, errBodyTooLarge
+	}
+	b := bodies.Get().(*body)
+	b.refs.Store(1)
+	size := r.ContentLength
+	if size < 0 {
+		return b, b.readUnknown(r.Body, limit)
+	}
+	if int64(cap(b.buf)) < size {
+		b.buf = make([]byte, size)
+	}
+	b.buf = b.buf[:size]
+	_, err := io.ReadFull(r.Body, b.buf)
+	if err == nil {
+		// Reading up to the end is what lets the server notice a client that leaves.
+		_, err = io.Copy(io.Discard, r.Body)
+	}
+	return b, err
+}
+
+func (b *body) readUnknown(r io.Reader, limit int64) error {
+	b.buf = b.buf[:0]
+	if cap(b.buf) == 0 {
+		b.buf = make([]byte, 0, firstBody)
+	}
+	for {
+		if len(b.buf) == cap(b.buf) {
+			b.buf = append(b.buf, 0)[:len(b.buf)]
+		}
+		n, err := r.Read(b.buf[len(b.buf):cap(b.buf)])
+		b.buf = b.buf[:len(b.buf)+n]
+		switch {
+		case int64(len(b.buf)) > limit:
+			return errBodyTooLarge
+		case errors.Is(err, io.EOF):
+			return nil
+		case err != nil:
+			return err
+		}
+	}
+}
+
+func (b *body) bytes() []byte { return b.buf }
+
+// lend keeps the buffer until rc is closed as well.
+func (b *body) lend(rc io.ReadCloser) io.ReadCloser {
+	b.refs.Add(1)
+	return &lent{ReadCloser: rc, body: b}
+}
+
+func (b *body) release() {
+	if b.refs.Add(-1) > 0 {
+		return
+	}
+	if cap(b.buf) > keptBody {
+		b.buf = nil
+	}
+	bodies.Put(b)
+}
+
+// lent is a reader of a body. Closing it more than once releases once.
+type lent struct {
+	io.ReadCloser
+	body   *body
+	closed atomic.Bool
+}
+
+func (l *lent) Close() error {
+	if l.closed.Swap(true) {
+		return nil
+	}
+	err := l.ReadCloser.Close()
+	l.body.release()
+	return err
+}

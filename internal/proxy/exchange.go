@@ -1,0 +1,222 @@
+package proxy
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"hash/maphash"
+	"io"
+	"net/http"
+	"strings"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"cc-relay/internal/auth"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/messages"
+	"cc-relay/internal/provider"
+)
+
+// Outcomes of a request in its access record.
+const (
+	outcomeServed     = "served"      // the client has the upstream's whole answer
+	outcomeRefused    = "refused"     // by the relay: no token, bad request, draining
+	outcomeFailed     = "failed"      // no upstream gave an answer worth showing
+	outcomeBroken     = "broken"      // the upstream broke off after the client had seen a part
+	outcomeClientGone = "client_gone" // the client left first
+	outcomePanic      = "panic"
+)
+
+// exchange is everything known about one request. One goroutine owns it.
+type exchange struct {
+	live   *Live
+	r      *http.Request
+	id     string // the relay's own request id
+	start  time.Time
+	client string
+
+	body   *body
+	msg    messages.Request
+	model  string
+	demand keypool.Demand
+
+	attempts  int
+	waited    time.Duration
+	provider  string
+	keyID     string
+	verdict   verdict
+	outcome   string
+	status    int
+	committed bool // the status has been sent
+	firstByte time.Duration
+	usage     messages.Usage
+	partial   bool // usage of an answer that did not end
+	quiet     bool // a probe: logged at debug
+}
+
+func newExchange(live *Live, r *http.Request) *exchange {
+	return &exchange{live: live, r: r, id: newID(), start: time.Now(), outcome: outcomeRefused}
+}
+
+// newID returns a request id of the relay; the provider's begin with req_ alone.
+func newID() string {
+	var b [12]byte
+	_, _ = rand.Read(b[:]) // never fails
+	return "req_relay_" + hex.EncodeToString(b[:])
+}
+
+// identify finds the client, or refuses.
+func (x *exchange) identify(w http.ResponseWriter) bool {
+	name, err := x.live.Clients.Identify(x.r.Header)
+	x.client = name
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, auth.ErrAmbiguous):
+		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "more than one credential: send the relay's token once, in x-api-key or as Authorization: Bearer")
+	default:
+		// Clients would otherwise send a request with a wrong token ten times more.
+		w.Header().Set("X-Should-Retry", "false")
+		x.refuse(w, http.StatusUnauthorized, messages.Authentication, "the relay does not know this token: set ANTHROPIC_AUTH_TOKEN to a token of the relay's clients list")
+	}
+	return false
+}
+
+// read takes the whole body, within the cap.
+func (x *exchange) read(w http.ResponseWriter) bool {
+	b, err := readBody(x.r, x.live.Config.MaxBodyBytes)
+	x.body = b
+	switch {
+	case err == nil:
+		return true
+	case errors.Is(err, errBodyTooLarge):
+		x.refuse(w, http.StatusRequestEntityTooLarge, messages.RequestTooLarge, "the request body is larger than the relay accepts")
+	default:
+		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "the request body ended early")
+	}
+	return false
+}
+
+// bytesPerToken turns a body's length into a prompt estimate: about what English
+// text and code in JSON come to.
+const bytesPerToken = 4
+
+// inspect reads what the relay must know of the body.
+func (x *exchange) inspect(w http.ResponseWriter) bool {
+	msg, err := messages.Inspect(x.body.bytes())
+	if err != nil {
+		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, err.Error())
+		return false
+	}
+	x.msg = msg
+	x.model = string(msg.Model) // a copy: the body is given back before the record is written
+	x.demand = keypool.Demand{
+		Class:        keypool.ClassOf(x.model),
+		Input:        len(msg.Body) / bytesPerToken,
+		MaxTokens:    msg.MaxTokens,
+		Conversation: conversation(x.client, messages.SessionID(x.r.Header, msg.UserID)),
+	}
+	if x.r.URL.Path == "/v1/messages/count_tokens" {
+		x.demand = keypool.Demand{Class: keypool.ClassCountTokens}
+		x.msg.Stream = false
+	}
+	return true
+}
+
+var conversationSeed = maphash.MakeSeed()
+
+// conversation identifies a session within its client, so that nobody can reach
+// another client's home by guessing an id. 0 means no session.
+func conversation(client, session string) uint64 {
+	if session == "" {
+		return 0
+	}
+	return max(1, maphash.Comparable(conversationSeed, [2]string{client, session}))
+}
+
+// call is the request as the upstreams shall get it.
+func (x *exchange) call() *provider.Call {
+	c := &provider.Call{Method: x.r.Method, Path: x.r.URL.Path, RawQuery: x.r.URL.RawQuery, Header: x.r.Header}
+	if x.body != nil {
+		c.Length = x.msg.Len()
+		c.Body = func() io.ReadCloser { return x.body.lend(x.msg.NewBody()) }
+	}
+	return c
+}
+
+// clientGone reports whether the client has left.
+func (x *exchange) clientGone() bool { return x.r.Context().Err() != nil }
+
+// stopped reports whether the relay ends the request because it shuts down.
+func (x *exchange) stopped() bool { return errors.Is(context.Cause(x.r.Context()), errStopped) }
+
+// pause waits a little, or until the client leaves.
+func (x *exchange) pause(d time.Duration) {
+	ctx, cancel := context.WithTimeout(x.r.Context(), d)
+	defer cancel()
+	<-ctx.Done()
+	x.waited += d
+}
+
+// refuse answers with an error of the relay's own making. The connection is
+// closed where a body was not read: what it holds must not become a request.
+func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
+	x.status, x.outcome = status, outcomeRefused
+	if x.body == nil && (x.r.ContentLength != 0 || status == messages.StatusOverloaded) {
+		w.Header().Set("Connection", "close")
+	}
+	x.expose(w.Header())
+	x.committed = true
+	messages.WriteError(w, status, kind, message, x.id)
+}
+
+// release gives the body back. Transports that still read it keep it until they are done.
+func (x *exchange) release() {
+	if x.body != nil {
+		x.body.release()
+	}
+}
+
+// record writes the one access record of the request.
+func (x *exchange) record(log zerolog.Logger) {
+	level := zerolog.InfoLevel
+	if x.quiet {
+		level = zerolog.DebugLevel
+	}
+	e := log.WithLevel(level)
+	if log.GetLevel() > level || e == nil {
+		return
+	}
+	e.Str("request_id", x.id).
+		Str("client", x.client).
+		Str("method", x.r.Method).
+		Str("path", printable(x.r.URL.Path)).
+		Str("model", printable(x.model)).
+		Bool("stream", x.msg.Stream).
+		Str("upstream", x.provider).
+		Str("key_id", x.keyID).
+		Int("attempts", x.attempts).
+		Str("verdict", x.verdict.String()).
+		Str("outcome", x.outcome).
+		Int("status", x.status).
+		Dur("ttfb_ms", x.firstByte).
+		Dur("duration_ms", time.Since(x.start)).
+		Dur("wait_ms", x.waited).
+		Int("input_tokens", x.usage.Input).
+		Int("cache_write_tokens", x.usage.CacheWrite).
+		Int("cache_read_tokens", x.usage.CacheRead).
+		Int("output_tokens", x.usage.Output).
+		Bool("partial", x.partial).
+		Msg("request")
+}
+
+// printable bounds what comes from outside; the encoder escapes it.
+func printable(s string) string {
+	const most = 128
+	if len(s) > most {
+		return strings.ToValidUTF8(s[:most], "") + "…"
+	}
+	return s
+}

@@ -1,0 +1,154 @@
+package proxy
+
+import (
+	"encoding/json"
+	"errors"
+	"net/http"
+	"time"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/messages"
+)
+
+// failure gathers why a request got no answer worth showing. Attempts may fail
+// in different ways; write picks the one that tells the client most.
+type failure struct {
+	dry        time.Duration // until the first key has room again; 0 = no key is merely out of room
+	overloaded *reply
+	broken     *reply // the last 5xx, timeout or connection failure
+	forbidden  *reply
+	noModel    *reply
+	spent      bool
+}
+
+// reply is an error for the client: an upstream's own, or one of ours where body is nil.
+type reply struct {
+	status  int
+	header  http.Header
+	body    []byte
+	message string
+}
+
+// dryWithin is how soon a dry pool must recover for the client to be told to wait.
+const dryWithin = time.Hour
+
+// refused notes that a pool had no key to offer.
+func (f *failure) refused(err error) {
+	var exhausted *keypool.ExhaustedError
+	if !errors.As(err, &exhausted) {
+		return
+	}
+	if exhausted.Left > 0 {
+		f.dryFor(exhausted.RetryAfter)
+	} else if exhausted.Reason == keypool.ReasonSpent {
+		f.spent = true
+	}
+}
+
+func (f *failure) dryFor(d time.Duration) {
+	d = max(d, time.Second)
+	if d <= dryWithin && (f.dry == 0 || d < f.dry) {
+		f.dry = d
+	}
+}
+
+// note gathers a failed attempt.
+func (f *failure) note(x *exchange, a *answer) {
+	r := &reply{status: a.status, body: a.body}
+	if a.resp != nil {
+		r.header = a.resp.Header
+	}
+	switch a.verdict {
+	case limited:
+		f.dryFor(keypool.ParseRetryAfter(r.header))
+	case spent:
+		f.spent = true
+	case overloaded:
+		r.status, r.message = messages.StatusOverloaded, "provider "+x.provider+" is overloaded"
+		f.overloaded = r
+	case failed:
+		if r.status < 500 {
+			r.status, r.body = http.StatusBadGateway, nil
+		}
+		r.message = "provider " + x.provider + " sent an answer that cannot be used"
+		f.broken = r
+	case timedOut:
+		r.status, r.message = http.StatusGatewayTimeout, "provider "+x.provider+" did not answer in time"
+		f.broken = r
+	case lost:
+		r.status, r.message = http.StatusBadGateway, "provider "+x.provider+" closed the connection before it answered"
+		f.broken = r
+	case unreachable:
+		r.status, r.message = http.StatusBadGateway, "provider "+x.provider+" cannot be reached"
+		f.broken = r
+	case forbidden:
+		r.message = "provider " + x.provider + " refuses this request"
+		f.forbidden = r
+	case noModel:
+		r.message = "provider " + x.provider + " does not know this model"
+		f.noModel = r
+	}
+}
+
+// write answers with the first of these that applies.
+func (f *failure) write(w http.ResponseWriter, x *exchange) {
+	x.outcome = outcomeFailed
+	switch {
+	case f.dry > 0:
+		w.Header().Set("Retry-After", retryAfter(f.dry))
+		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, "all keys of the pool are at their limits; retry after the time in retry-after")
+	case f.overloaded != nil:
+		x.writeReply(w, f.overloaded)
+	case f.broken != nil:
+		x.writeReply(w, f.broken)
+	case f.forbidden != nil:
+		x.writeReply(w, f.forbidden)
+	case f.noModel != nil:
+		x.writeReply(w, f.noModel)
+	case f.spent:
+		w.Header().Set("X-Should-Retry", "false")
+		x.writeError(w, http.StatusTooManyRequests, messages.Billing, "spend limit reached: the accounts of all usable keys have nothing left to spend; add credit or raise the limit at the provider")
+	default:
+		w.Header().Set("X-Should-Retry", "false")
+		x.writeError(w, http.StatusBadGateway, messages.APIError, "no usable credential for "+x.asked()+": check the keys in the relay's configuration")
+	}
+}
+
+// asked names the provider a request was meant for.
+func (x *exchange) asked() string {
+	if ups := x.live.Router.Upstreams(); x.provider == "" && len(ups) > 0 {
+		return "provider " + ups[0].Provider.Name()
+	}
+	return "provider " + x.provider
+}
+
+// writeError writes an error of the relay about a request that was let in.
+func (x *exchange) writeError(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
+	x.status, x.committed = status, true
+	x.expose(w.Header())
+	messages.WriteError(w, status, kind, message, x.id)
+}
+
+// writeReply passes an upstream's error on: its own words where they are JSON,
+// since clients act on the wording, and ours where they are not.
+func (x *exchange) writeReply(w http.ResponseWriter, r *reply) {
+	if r.header != nil {
+		x.showHeaders(w.Header(), r.header)
+	}
+	if r.body == nil || !json.Valid(r.body) {
+		message := r.message
+		if message == "" {
+			message = "the provider sent an error that is not JSON"
+		}
+		id := w.Header().Get("Request-Id")
+		if id == "" {
+			id = x.id
+		}
+		x.status, x.committed = r.status, true
+		x.expose(w.Header())
+		messages.WriteError(w, r.status, messages.TypeOfStatus(r.status), message, id)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	x.writeBody(w, r.status, []byte(x.live.scrub.Replace(string(r.body))))
+}

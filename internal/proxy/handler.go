@@ -1,0 +1,265 @@
+// Package proxy is the way of a request: who asks, which key and upstream serve,
+// what the client gets to see, what it cost. It is the only package that talks
+// to clients of the Messages API; how keys are chosen and where upstreams are
+// belongs to keypool and router.
+package proxy
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/http"
+	"runtime/debug"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"cc-relay/internal/auth"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/messages"
+	"cc-relay/internal/router"
+	"cc-relay/internal/secret"
+)
+
+// Config is what the handler itself can be told.
+type Config struct {
+	// MaxBodyBytes bounds a request body; 0 means 32 MiB, the API's own limit.
+	MaxBodyBytes int64
+	// WriteTimeout bounds one write to a client; 0 means 30 s.
+	WriteTimeout time.Duration
+	// HideRelay leaves out the x-cc-relay-* response headers.
+	HideRelay bool
+}
+
+// Defaults of Config.
+const (
+	DefaultMaxBodyBytes = 32 << 20
+	DefaultWriteTimeout = 30 * time.Second
+)
+
+// Live is the configuration in force, whole and immutable. A request that began
+// under one keeps it to its end.
+type Live struct {
+	Config  Config
+	Clients *auth.Clients
+	Router  *router.Router
+	// Secrets are taken out of error bodies that upstreams send: provider keys
+	// and client tokens.
+	Secrets []secret.Value
+
+	scrub *strings.Replacer
+}
+
+// Handler serves the data listener. Create it with [NewHandler].
+type Handler struct {
+	log      zerolog.Logger
+	live     atomic.Pointer[Live]
+	cross    *http.CrossOriginProtection
+	draining atomic.Bool
+	active   atomic.Int64
+	base     context.Context // of all requests
+	stop     context.CancelCauseFunc
+}
+
+// NewHandler returns a handler that serves live and logs one record a request.
+func NewHandler(live *Live, log zerolog.Logger) *Handler {
+	h := &Handler{log: log, cross: http.NewCrossOriginProtection()}
+	h.base, h.stop = context.WithCancelCause(context.Background())
+	h.Swap(live)
+	return h
+}
+
+// Swap puts another configuration in force for the requests that begin from now on.
+func (h *Handler) Swap(live *Live) {
+	next := *live
+	if next.Config.MaxBodyBytes <= 0 {
+		next.Config.MaxBodyBytes = DefaultMaxBodyBytes
+	}
+	if next.Config.WriteTimeout <= 0 {
+		next.Config.WriteTimeout = DefaultWriteTimeout
+	}
+	var pairs []string
+	for _, s := range next.Secrets {
+		if !s.IsZero() {
+			pairs = append(pairs, s.Reveal(), secret.Redacted)
+		}
+	}
+	next.scrub = strings.NewReplacer(pairs...)
+	h.live.Store(&next)
+}
+
+// Drain makes the relay not ready and refuses new work; requests under way go on.
+func (h *Handler) Drain() { h.draining.Store(true) }
+
+// Active is the number of requests of the Messages API under way.
+func (h *Handler) Active() int64 { return h.active.Load() }
+
+// Context is what the contexts of all requests must derive from, the
+// BaseContext of the http.Server: Stop reaches them through it.
+func (h *Handler) Context() context.Context { return h.base }
+
+// Stop ends the requests under way: streams with an error event each.
+func (h *Handler) Stop() { h.stop(errStopped) }
+
+// errStopped is why requests end when the drain time is over.
+var errStopped = errors.New("proxy: relay stopped")
+
+// route is one path of the data listener.
+type route struct {
+	methods []string
+	open    bool // answered without a token
+	work    bool // refused while draining
+	serve   func(*Handler, http.ResponseWriter, *exchange)
+}
+
+// routes is the table of paths. What is not here is 404: batches, files and
+// other resources live in one organization and cannot be spread over a pool.
+var routes = map[string]route{
+	"/v1/messages":              {methods: []string{"POST"}, work: true, serve: (*Handler).serveMessages},
+	"/v1/messages/count_tokens": {methods: []string{"POST"}, work: true, serve: (*Handler).serveMessages},
+	"/v1/models":                {methods: []string{"GET"}, work: true, serve: (*Handler).serveModels},
+	"/api/hello":                {methods: []string{"HEAD", "GET"}, open: true, serve: (*Handler).serveHello},
+	"/":                         {methods: []string{"HEAD", "GET"}, open: true, serve: (*Handler).serveHello},
+	"/livez":                    {methods: []string{"GET", "HEAD"}, open: true, serve: (*Handler).serveHello},
+	"/readyz":                   {methods: []string{"GET", "HEAD"}, open: true, serve: (*Handler).serveReady},
+}
+
+const modelPath = "/v1/models/" // followed by one id
+
+func findRoute(r *http.Request) (route, bool) {
+	if id, ok := strings.CutPrefix(r.URL.Path, modelPath); ok && id != "" && id != "." && id != ".." && !strings.Contains(id, "/") {
+		return routes["/v1/models"], true
+	}
+	if r.URL.RawPath != "" { // written with escapes that mean another path
+		return route{}, false
+	}
+	rt, ok := routes[r.URL.Path]
+	return rt, ok
+}
+
+// ServeHTTP is the whole path of a request, top to bottom.
+func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h.active.Add(1)
+	defer h.active.Add(-1)
+	x := newExchange(h.live.Load(), r)
+	defer x.release()
+	defer h.finish(w, x)
+	x.extend(w)
+
+	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
+		// The server may have been told a second length; nothing after this
+		// body is read as a request.
+		w.Header().Set("Connection", "close")
+	}
+	rt, ok := findRoute(r)
+	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || r.URL.Host != "" || r.RequestURI == "*" {
+		w.Header().Set("Connection", "close")
+		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "the relay is no proxy: set the client's base URL to its address")
+		return
+	}
+	if !ok {
+		x.refuse(w, http.StatusNotFound, messages.NotFound, "cc-relay serves POST /v1/messages, POST /v1/messages/count_tokens and GET /v1/models; set the client's base URL to the relay's address without a path")
+		return
+	}
+	if !slices.Contains(rt.methods, r.Method) {
+		w.Header().Set("Allow", strings.Join(rt.methods, ", "))
+		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "use "+strings.Join(rt.methods, " or ")+" for this path")
+		return
+	}
+	if r.Header.Get("Upgrade") != "" {
+		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "protocol upgrades are not supported")
+		return
+	}
+	if err := h.cross.Check(r); err != nil {
+		x.refuse(w, http.StatusForbidden, messages.Permission, "requests from other web pages are refused")
+		return
+	}
+	if !rt.open && !x.identify(w) {
+		return
+	}
+	if rt.work && h.draining.Load() {
+		x.refuse(w, messages.StatusOverloaded, messages.Overloaded, "the relay is shutting down; send the request again")
+		return
+	}
+	rt.serve(h, w, x)
+}
+
+// serveMessages relays one call of the Messages API.
+func (h *Handler) serveMessages(w http.ResponseWriter, x *exchange) {
+	if !x.read(w) || !x.inspect(w) {
+		return
+	}
+	h.relay(w, x)
+}
+
+// serveModels asks the first upstream that answers. It takes no key's capacity.
+func (h *Handler) serveModels(w http.ResponseWriter, x *exchange) {
+	x.demand.Class = keypool.ClassModels
+	h.relay(w, x)
+}
+
+func (h *Handler) relay(w http.ResponseWriter, x *exchange) {
+	a, failed := h.answer(x)
+	switch {
+	case a != nil:
+		h.forward(w, x, a)
+	case x.stopped():
+		x.refuse(w, messages.StatusOverloaded, messages.Overloaded, "the relay is shutting down; send the request again")
+	case x.clientGone():
+		x.left()
+	default:
+		failed.write(w, x)
+	}
+}
+
+// serveHello answers probes, with or without credentials.
+func (h *Handler) serveHello(w http.ResponseWriter, x *exchange) {
+	x.quiet = true
+	writeText(w, http.StatusOK, "ok\n")
+}
+
+// serveReady says whether the relay takes work and has a key to do it with.
+func (h *Handler) serveReady(w http.ResponseWriter, x *exchange) {
+	x.quiet = true
+	if h.draining.Load() {
+		writeText(w, http.StatusServiceUnavailable, "draining\n")
+		return
+	}
+	for _, up := range x.live.Router.Upstreams() {
+		if s := up.Pool.GetStats(); s.Dead < s.Total {
+			writeText(w, http.StatusOK, "ok\n")
+			return
+		}
+	}
+	writeText(w, http.StatusServiceUnavailable, "no usable key\n")
+}
+
+func writeText(w http.ResponseWriter, status int, text string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/plain; charset=utf-8")
+	h.Set("Cache-Control", "no-store")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte(text))
+}
+
+// finish writes the record of the request. A panic ends this request alone.
+func (h *Handler) finish(w http.ResponseWriter, x *exchange) {
+	p := recover()
+	if p != nil && p != http.ErrAbortHandler { //nolint:errorlint // a panic value, compared as net/http does
+		x.outcome = outcomePanic
+		// The value may quote what was being handled; its type and the place are enough to find it.
+		h.log.Error().Str("request_id", x.id).Str("panic", fmt.Sprintf("%T", p)).Bytes("stack", debug.Stack()).Msg("request failed inside the relay")
+		if !x.committed {
+			x.refuse(w, http.StatusInternalServerError, messages.APIError, "the relay failed on this request; see its log")
+			x.outcome = outcomePanic
+			p = nil
+		}
+	}
+	x.record(h.log)
+	if p != nil {
+		panic(http.ErrAbortHandler)
+	}
+}

@@ -1,0 +1,78 @@
+package proxy
+
+import (
+	"net/http"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// shown are the response headers that pass besides the Anthropic- family.
+var shown = map[string]bool{
+	"Content-Type":   true,
+	"Request-Id":     true,
+	"Retry-After":    true,
+	"X-Should-Retry": true,
+}
+
+// hidden are the members of the Anthropic- family that speak of one key or its
+// organization; clients would take them for the pool's.
+func hidden(name string) bool {
+	return strings.HasPrefix(name, "Anthropic-Ratelimit-") ||
+		strings.HasPrefix(name, "Anthropic-Priority-") ||
+		strings.HasPrefix(name, "Anthropic-Fast-") ||
+		name == "Anthropic-Organization-Id" || name == "Anthropic-Workspace-Id"
+}
+
+// showHeaders adds to dst what a client may see of an upstream's headers. A
+// value that holds a known secret is left out.
+func (x *exchange) showHeaders(dst, src http.Header) {
+	for name, values := range src {
+		if !shown[name] && (!strings.HasPrefix(name, "Anthropic-") || hidden(name)) {
+			continue
+		}
+		clean := true
+		for _, v := range values {
+			clean = clean && x.live.scrub.Replace(v) == v
+		}
+		if clean {
+			dst[name] = values
+		}
+	}
+	dst["Cache-Control"] = noStore
+	x.expose(dst)
+}
+
+var noStore = []string{"no-store"}
+
+// expose adds the relay's own headers.
+func (x *exchange) expose(dst http.Header) {
+	if x.live.Config.HideRelay {
+		return
+	}
+	dst["X-Cc-Relay-Request-Id"] = []string{x.id}
+	if x.attempts == 0 {
+		return
+	}
+	dst["X-Cc-Relay-Provider"] = []string{x.provider}
+	dst["X-Cc-Relay-Key"] = []string{x.keyID}
+	dst["X-Cc-Relay-Attempts"] = []string{strconv.Itoa(x.attempts)}
+	dst["X-Cc-Relay-Wait-Ms"] = []string{strconv.FormatInt(x.waited.Milliseconds(), 10)}
+}
+
+// Claude Code waits for a retry-after of up to 60 s and gives up at once above
+// it, and lasts about three minutes in all. So a pool that recovers within those
+// is waited for in steps, and one that does not is named with its true time.
+const (
+	longestWait = 60 * time.Second
+	patience    = 180 * time.Second
+)
+
+// retryAfter is the header for a pool that is dry for d: whole seconds, rounded
+// up, at least 1.
+func retryAfter(d time.Duration) string {
+	if d <= patience {
+		d = min(d, longestWait)
+	}
+	return strconv.FormatInt(max(1, int64((d+time.Second-1)/time.Second)), 10)
+}

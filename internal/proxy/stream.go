@@ -1,0 +1,227 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net/http"
+	"strconv"
+	"sync"
+	"time"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/messages"
+	"cc-relay/internal/ratelimit"
+)
+
+// maxTail is how much of an unfinished frame is held back.
+const maxTail = 64 << 10
+
+// afterEnd is how long an upstream may keep its connection open after the last
+// frame of a stream; longer, and it is closed and not used again.
+const afterEnd = 250 * time.Millisecond
+
+var framePool = sync.Pool{New: func() any { return new(messages.Frames) }}
+
+func newFrames() *messages.Frames { return framePool.Get().(*messages.Frames) }
+
+func keepFrames(f *messages.Frames) {
+	f.Reset()
+	framePool.Put(f)
+}
+
+// forward gives the client an answer and settles what it used.
+func (h *Handler) forward(w http.ResponseWriter, x *exchange, a *answer) {
+	defer a.end(x)
+	x.outcome = outcomeServed
+	switch {
+	case a.verdict == clientError:
+		x.writeReply(w, &reply{status: a.status, header: a.resp.Header, body: a.body})
+	case a.frames != nil:
+		x.showHeaders(w.Header(), a.resp.Header)
+		a.stream(w, x)
+	default:
+		x.showHeaders(w.Header(), a.resp.Header)
+		a.json(w, x)
+	}
+}
+
+// end settles the lease, once, with what was used as far as it is known.
+func (a *answer) end(x *exchange) {
+	if a.frames != nil {
+		a.usage, a.metered = a.meter.Usage(), a.meter.Started()
+		// What was produced of an answer that did not end is known only roughly.
+		a.usage.Output = max(a.usage.Output, a.meter.Deltas())
+		x.partial = !a.meter.Complete()
+	}
+	x.usage = a.usage
+	used := ratelimit.Tokens{Input: a.usage.Input + a.usage.CacheWrite, Output: a.usage.Output}
+	if !a.metered && a.verdict == served && x.demand.Class != keypool.ClassCountTokens {
+		used.Input = a.lease.Held().Input
+	}
+	a.lease.Settle(used)
+	a.close()
+}
+
+// json writes a JSON answer, whole or, where it is very long, as it comes.
+func (a *answer) json(w http.ResponseWriter, x *exchange) {
+	if len(a.body) < maxJSONBody && a.body != nil {
+		x.writeBody(w, a.status, a.body)
+		return
+	}
+	a.timer.Reset(a.up.IdleTimeout)
+	x.commit(w, a.status)
+	x.write(w, a.body)
+	buf := make([]byte, 32<<10)
+	for {
+		n, err := a.resp.Body.Read(buf)
+		a.timer.Reset(a.up.IdleTimeout)
+		x.write(w, buf[:n])
+		if errors.Is(err, io.EOF) {
+			return
+		}
+		if err != nil {
+			x.brokeOff()
+		}
+	}
+}
+
+// stream forwards whole frames as they come: one read, one write, one flush. The
+// bytes out are the bytes in, up to message_stop.
+func (a *answer) stream(w http.ResponseWriter, x *exchange) {
+	x.commit(w, a.status)
+	done := false
+	for {
+		for !done {
+			frame, ok := a.frames.Next()
+			if !ok {
+				break
+			}
+			a.meter.Frame(frame)
+			switch string(frame.Event) {
+			case messages.EventMessageStop:
+				done = true
+			case messages.EventError:
+				done = true
+				a.failed(x, frame.Data)
+			}
+		}
+		if a.frames.Tail() > maxTail && !done {
+			a.frames.Spill()
+		}
+		if run := a.frames.Whole(); len(run) > 0 {
+			x.write(w, run)
+			a.frames.Discard()
+		}
+		if done {
+			a.finishReading()
+			return
+		}
+		if a.readErr != nil {
+			a.cut(w, x)
+			return
+		}
+		a.timer.Reset(a.up.IdleTimeout)
+		_, a.readErr = a.frames.Fill(a.resp.Body)
+	}
+}
+
+// failed notes an error event that the client has been sent as it came.
+func (a *answer) failed(x *exchange, data []byte) {
+	x.outcome = outcomeBroken
+	e, ok := messages.ParseError(data)
+	if !ok {
+		return
+	}
+	// A client's own mistake is judged neither way; the rest counts for the key
+	// as the status of its type would.
+	if v := judge(e.Error.Type.Status(), data); v != clientError {
+		a.verdict, x.verdict = v, v
+		a.mark(x)
+	}
+}
+
+// finishReading waits a moment for the upstream to end the answer, so that its
+// connection can be used again. What still comes is dropped.
+func (a *answer) finishReading() {
+	if a.readErr != nil {
+		return
+	}
+	a.timer.Reset(afterEnd)
+	_, _ = io.Copy(io.Discard, io.LimitReader(a.resp.Body, maxTail))
+}
+
+// cut ends a stream that broke off: with an error event at the end of a frame,
+// inside one by breaking the connection. It never looks complete.
+func (a *answer) cut(w http.ResponseWriter, x *exchange) {
+	cause := context.Cause(a.ctx)
+	if x.clientGone() && !x.stopped() {
+		x.left()
+	}
+	x.outcome, x.verdict = outcomeBroken, failed
+	kind, message := messages.APIError, "provider "+x.provider+" ended the stream early"
+	switch {
+	case x.stopped():
+		kind, message = messages.Overloaded, "the relay is shutting down; send the request again"
+	case errors.Is(cause, errTimeout):
+		x.verdict = timedOut
+		message = "provider " + x.provider + " fell silent"
+	case errors.Is(a.readErr, messages.ErrFrameTooLarge):
+		message = "provider " + x.provider + " sent an event that is too large"
+	}
+	if a.frames.MidFrame() {
+		x.brokeOff()
+	}
+	x.write(w, messages.AppendErrorEvent(nil, kind, message, x.id))
+}
+
+// brokeOff breaks the client's connection: the one honest end of an answer that
+// cannot be completed and cannot be told so.
+func (x *exchange) brokeOff() {
+	x.outcome = outcomeBroken
+	panic(http.ErrAbortHandler)
+}
+
+// left ends a request whose client is gone: nothing is written any more.
+func (x *exchange) left() {
+	x.outcome, x.verdict, x.status = outcomeClientGone, clientGone, statusClientGone
+	panic(http.ErrAbortHandler)
+}
+
+// statusClientGone stands in the access record where no status could be sent.
+const statusClientGone = 499
+
+// commit sends status and headers: from here on no other upstream can serve.
+func (x *exchange) commit(w http.ResponseWriter, status int) {
+	x.status, x.committed = status, true
+	x.firstByte = time.Since(x.start)
+	w.WriteHeader(status)
+}
+
+// writeBody writes a whole answer.
+func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
+	w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
+	x.commit(w, status)
+	x.write(w, body)
+}
+
+// write sends bytes to the client at once and within the write timeout. It does
+// not return where the client is gone.
+func (x *exchange) write(w http.ResponseWriter, p []byte) {
+	rc := x.extend(w)
+	_, err := w.Write(p)
+	if err == nil {
+		err = rc.Flush()
+	}
+	if err != nil && !errors.Is(err, http.ErrNotSupported) {
+		x.left()
+	}
+}
+
+// extend gives the next write its time. A connection keeps the deadline of its
+// last request, so each request sets one before its first write.
+func (x *exchange) extend(w http.ResponseWriter) *http.ResponseController {
+	rc := http.NewResponseController(w)
+	_ = rc.SetWriteDeadline(time.Now().Add(x.live.Config.WriteTimeout)) // a writer without deadlines is a test's
+	return rc
+}
