@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/http"
 	"os"
@@ -48,7 +49,7 @@ func simulateCommand() *cobra.Command {
 			defer stop()
 			server := &http.Server{Handler: sim, ReadHeaderTimeout: 10 * time.Second}
 			context.AfterFunc(ctx, func() { _ = server.Close() })
-			if err := server.Serve(l); err != http.ErrServerClosed { //nolint:errorlint // Serve returns it bare
+			if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 				return err
 			}
 			return nil

@@ -20,12 +20,12 @@ import (
 // Config is the whole configuration. Only Providers is required. A Config that
 // Load, Parse or FromEnv returned is complete and valid.
 type Config struct {
-	Server  Server  `yaml:"server"`
-	Logging Logging `yaml:"logging"`
-	Routing Routing `yaml:"routing"`
+	Server Server `yaml:"server"`
 	// Clients may use the relay. None: no token is asked, and Server.Listen must
 	// be a loopback address.
 	Clients []auth.ClientConfig `yaml:"clients,omitempty"`
+	Logging Logging             `yaml:"logging"`
+	Routing Routing             `yaml:"routing"`
 	// Providers are the upstreams, in the order that Routing tries them; at least one.
 	Providers []Provider `yaml:"providers"`
 }
@@ -76,11 +76,7 @@ func (p Provider) PoolConfig() keypool.PoolConfig {
 	return pool
 }
 
-// Values that a file may leave out.
-const (
-	defaultKind    = "anthropic"
-	defaultBaseURL = "https://api.anthropic.com"
-)
+const anthropicURL = "https://api.anthropic.com"
 
 // Default returns the configuration of an empty file: every default filled in, no
 // clients and no providers. It is not valid before a provider is added.
@@ -100,12 +96,7 @@ func Default() Config {
 // setDefaults fills p before the file is read over it, so that a written zero is
 // seen as such and refused where it makes no sense.
 func (p *Provider) setDefaults() {
-	p.Kind = defaultKind
-	p.Auth = "x-api-key"
-	p.DialTimeout = 5 * time.Second
-	p.FirstTokenTimeout = 120 * time.Second
-	p.ResponseTimeout = 600 * time.Second
-	p.IdleTimeout = 330 * time.Second
+	p.Config = p.WithDefaults()
 	p.Pool.Strategy = keypool.StrategyLeastLoaded
 }
 
@@ -115,8 +106,8 @@ func (p *Provider) finish() {
 	if p.Name == "" {
 		p.Name = p.Kind
 	}
-	if p.BaseURL == "" && p.Kind == defaultKind {
-		p.BaseURL = defaultBaseURL
+	if p.BaseURL == "" && p.Kind == provider.KindAnthropic {
+		p.BaseURL = anthropicURL
 	}
 }
 

@@ -168,6 +168,7 @@ func TestWaysToWriteAFile(t *testing.T) {
 		"document markers": "---\nproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]\n...\n",
 		"nothing said": "server:\nclients:\nlogging: ~\nrouting: null\nproviders:\n- name:\n  base_url:\n  headers:\n  pool:\n" +
 			"  keys:\n  - key: k1\n    rpm_limit: 10\n    priority:\n    weight: ~\n",
+		"empty lists":  "clients: []\nserver: {}\nproviders: [{ headers: {}, pool: {}, keys: [{ key: k1, rpm_limit: 10 }] }]",
 		"long comment": "providers: [{ keys: [{ key: k1, rpm_limit: 10 }] }] " + strings.Repeat("#", 3000),
 		"long line":    "providers: [{ " + strings.Repeat(" ", 1000) + "keys: [{ key: k1, rpm_limit: 10 }] }]",
 	} {
@@ -205,16 +206,16 @@ providers:
   drain_timeout: 10m0s
   expose: true
   max_body_bytes: 33554432
-logging:
-  level: info
-  format: json
-routing:
-  strategy: failover
 clients:
 - name: dev
   token: "[redacted]"
 - name: ci
   token_sha256: 0A0b0c0d0e0f00010203040506070809000102030405060708090a0b0c0d0e0f
+logging:
+  level: info
+  format: json
+routing:
+  strategy: failover
 providers:
 - name: anthropic
   kind: anthropic

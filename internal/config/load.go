@@ -133,9 +133,6 @@ func FromEnv(env func(string) (string, bool)) (cfg *Config, ok bool, err error) 
 	p.finish()
 	c := Default()
 	c.Providers = []Provider{p}
-	if err := c.Validate(); err != nil {
-		return nil, false, err
-	}
 	return &c, true, nil
 }
 

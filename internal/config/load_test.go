@@ -141,6 +141,9 @@ func TestFind(t *testing.T) {
 	find("", inHome)
 	t.Setenv("XDG_CONFIG_HOME", xdg)
 	find("", "")
+	t.Setenv("XDG_CONFIG_HOME", inHome)
+	find("", "")
+	t.Setenv("XDG_CONFIG_HOME", xdg)
 	inXDG := touch(filepath.Join(xdg, "cc-relay", "config.yaml"))
 	find("", inXDG)
 	find("", touch("config.yaml"))
@@ -192,6 +195,7 @@ func TestFromEnv(t *testing.T) {
 				assert.Nil(t, got)
 				return
 			}
+			require.NoError(t, got.Validate())
 			want := config.Default()
 			var keys []keypool.KeyConfig
 			for _, k := range test.want {

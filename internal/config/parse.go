@@ -3,6 +3,7 @@ package config
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"reflect"
 	"strings"
 	"unicode/utf8"
@@ -94,7 +95,7 @@ func (d *decoder) document(data []byte) ast.Node {
 func parseYAML(text string) (file *ast.File, err error) {
 	defer func() {
 		if p := recover(); p != nil {
-			err = errors.New("not YAML that can be read")
+			err = fmt.Errorf("yaml parser: %v", p)
 		}
 	}()
 	tokens := lexer.Tokenize(text)
@@ -129,14 +130,13 @@ func tooDeep(tokens token.Tokens) *token.Token {
 // syntax reports an error of the parser by its message and place only: its full
 // text quotes the source. Words in quotes are dropped for the same reason.
 func (d *decoder) syntax(err error, text string) {
+	message, at := "not valid YAML", place{}
 	var se yaml.Error
-	if !errors.As(err, &se) {
-		d.add("", err)
-		return
+	if errors.As(err, &se) {
+		reason, _, _ := strings.Cut(se.GetMessage(), `"`)
+		message += ": " + strings.TrimRight(reason, ": ")
+		at = placeOf(se.GetToken())
 	}
-	message, _, _ := strings.Cut(se.GetMessage(), `"`)
-	message = "not valid YAML: " + strings.TrimRight(message, ": ")
-	at := placeOf(se.GetToken())
 	if strings.Contains(line(text, at.line), "${") {
 		message += `; a variable inside { } or [ ] needs quotes: "${NAME}"`
 	}

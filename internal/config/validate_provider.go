@@ -1,9 +1,7 @@
 package config
 
 import (
-	"bytes"
 	"crypto/x509"
-	"encoding/pem"
 	"errors"
 	"fmt"
 	"maps"
@@ -16,6 +14,7 @@ import (
 	"strings"
 
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/provider"
 	"cc-relay/internal/secret"
 )
 
@@ -25,14 +24,11 @@ var (
 	headerName = regexp.MustCompile("^[!#$%&'*+.^_`|~0-9A-Za-z-]+$")
 )
 
-// kinds are the providers that can be built.
-var kinds = []string{defaultKind}
-
-// fixedHeaders belong to a connection or to how a body is sent, which the relay
-// decides: https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
+// fixedHeaders belong to a connection or to how bodies are sent, which the relay
+// decides; it could not read a compressed answer: https://www.rfc-editor.org/rfc/rfc9110#section-7.6.1
 var fixedHeaders = []string{
-	"Connection", "Content-Length", "Host", "Keep-Alive", "Proxy-Authenticate", "Proxy-Authorization",
-	"Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
+	"Accept-Encoding", "Connection", "Content-Length", "Host", "Keep-Alive", "Proxy-Authenticate",
+	"Proxy-Authorization", "Proxy-Connection", "Te", "Trailer", "Transfer-Encoding", "Upgrade",
 }
 
 func checkProviders(r *report, providers []Provider) {
@@ -52,8 +48,8 @@ func checkProviders(r *report, providers []Provider) {
 		} else {
 			names[p.Name] = i
 		}
-		checkOneOf(r, path+".kind", p.Kind, kinds...)
-		checkOneOf(r, path+".auth", p.Auth, "x-api-key", "bearer")
+		checkOneOf(r, path+".kind", p.Kind, provider.Kinds()...)
+		checkOneOf(r, path+".auth", p.Auth, provider.AuthAPIKey, provider.AuthBearer)
 		checkOneOf(r, path+".pool.strategy", p.Pool.Strategy, keypool.Strategies()...)
 		checkDuration(r, path+".dial_timeout", p.DialTimeout)
 		checkDuration(r, path+".first_token_timeout", p.FirstTokenTimeout)
@@ -104,16 +100,10 @@ func caFileError(path string) error {
 	if err != nil {
 		return err
 	}
-	for {
-		block, rest := pem.Decode(data)
-		if block == nil {
-			return errors.New("has no PEM certificate that can be read; name a file with BEGIN CERTIFICATE lines")
-		}
-		if _, err := x509.ParseCertificate(block.Bytes); block.Type == "CERTIFICATE" && err == nil {
-			return nil
-		}
-		data = bytes.TrimSpace(rest)
+	if !x509.NewCertPool().AppendCertsFromPEM(data) {
+		return errors.New("has no PEM certificate that can be read; name a file with BEGIN CERTIFICATE lines")
 	}
+	return nil
 }
 
 func checkHeaders(r *report, path string, p Provider) {
@@ -138,23 +128,22 @@ func checkHeaders(r *report, path string, p Provider) {
 }
 
 func authHeader(auth string) string {
-	if auth == "bearer" {
+	if auth == provider.AuthBearer {
 		return "Authorization"
 	}
 	return "X-Api-Key"
 }
 
 func isHeaderValue(v secret.Value) bool {
-	s := v.Reveal()
-	return strings.TrimSpace(s) == s && !strings.ContainsFunc(s, func(c rune) bool { return (c < ' ' && c != '\t') || c == 0x7f })
+	return !strings.ContainsFunc(v.Reveal(), func(c rune) bool { return (c < ' ' && c != '\t') || c == 0x7f })
 }
 
 // checkKeys reports a key that an earlier provider at the same place has too:
 // both pools would count its limits as their own. owners maps a place and a key
 // to the path that had it first.
 func checkKeys(r *report, path string, p Provider, owners map[string]string) {
-	if len(p.Keys) == 0 && len(p.Headers) == 0 && p.BaseURL == defaultBaseURL {
-		r.addf(path+".keys", `none, but %s asks for one; write keys: [{ key: "${ANTHROPIC_API_KEY}" }]`, defaultBaseURL)
+	if len(p.Keys) == 0 && len(p.Headers) == 0 && p.BaseURL == anthropicURL {
+		r.addf(path+".keys", `none, but %s asks for one; write keys: [{ key: "${ANTHROPIC_API_KEY}" }]`, anthropicURL)
 	}
 	origin := originOf(p.BaseURL)
 	for i, k := range p.Keys {

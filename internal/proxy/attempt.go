@@ -22,16 +22,13 @@ const (
 	maxJSONBody  = 16 << 20 // a longer JSON answer is passed on while it comes
 )
 
-// errTimeout is why an attempt ends whose upstream is silent for too long.
-var errTimeout = errors.New("proxy: no answer in time")
-
 // answer is what one attempt brought. Exactly one of forward and abandon ends it.
 type answer struct {
 	up      *router.Upstream
 	lease   keypool.Lease
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
-	timer   *time.Timer // ends the attempt: response, first token, then idle
+	watch   watch // ends the attempt: response or first token, then silence
 	verdict verdict
 
 	resp   *http.Response // nil where none came
@@ -162,7 +159,7 @@ func (a *answer) try(x *exchange) verdict {
 	if x.msg.Stream {
 		limit = a.up.FirstTokenTimeout
 	}
-	a.timer = time.AfterFunc(limit, func() { a.cancel(errTimeout) })
+	a.watch.start(limit, a.cancel)
 	req, err := a.up.Provider.NewRequest(a.ctx, x.call(), a.lease.APIKey())
 	if err != nil {
 		return failed
@@ -322,7 +319,7 @@ func (a *answer) settleLeft(x *exchange) {
 }
 
 func (a *answer) close() {
-	a.timer.Stop()
+	a.watch.stop()
 	a.cancel(context.Canceled)
 	if a.resp != nil {
 		_ = a.resp.Body.Close()

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
@@ -49,7 +50,8 @@ type exchange struct {
 	verdict   verdict
 	outcome   string
 	status    int
-	committed bool // the status has been sent
+	committed bool      // the status has been sent
+	extended  time.Time // when the write deadline was moved last
 	firstByte time.Duration
 	usage     messages.Usage
 	partial   bool // usage of an answer that did not end
@@ -141,9 +143,24 @@ func (x *exchange) call() *provider.Call {
 	c := &provider.Call{Method: x.r.Method, Path: x.r.URL.Path, RawQuery: x.r.URL.RawQuery, Header: x.r.Header}
 	if x.body != nil {
 		c.Length = x.msg.Len()
-		c.Body = func() io.ReadCloser { return x.body.lend(x.msg.NewBody()) }
+		c.Body = x.newBody
 	}
 	return c
+}
+
+// smallBody is what is cheaper to copy than to send in a packet of its own.
+const smallBody = 32 << 10
+
+// newBody is a fresh reader of the body to send. net/http writes the headers and
+// a body of a type it knows to be in memory in one packet, and those of any
+// other type apart; so a small body is copied into such a one.
+func (x *exchange) newBody() io.ReadCloser {
+	if x.msg.Len() > smallBody {
+		return x.body.lend(x.msg.NewBody())
+	}
+	buf := bytes.NewBuffer(make([]byte, 0, x.msg.Len()+bytes.MinRead))
+	_, _ = buf.ReadFrom(x.msg.NewBody()) // in memory, both of them
+	return io.NopCloser(buf)
 }
 
 // clientGone reports whether the client has left.

@@ -160,6 +160,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "the relay is no proxy: set the client's base URL to its address")
 		return
 	}
+	if r.Header.Get("Upgrade") != "" {
+		w.Header().Set("Connection", "close")
+		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "protocol upgrades are not supported")
+		return
+	}
 	if !ok {
 		x.refuse(w, http.StatusNotFound, messages.NotFound, "cc-relay serves POST /v1/messages, POST /v1/messages/count_tokens and GET /v1/models; set the client's base URL to the relay's address without a path")
 		return
@@ -167,10 +172,6 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if !slices.Contains(rt.methods, r.Method) {
 		w.Header().Set("Allow", strings.Join(rt.methods, ", "))
 		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "use "+strings.Join(rt.methods, " or ")+" for this path")
-		return
-	}
-	if r.Header.Get("Upgrade") != "" {
-		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "protocol upgrades are not supported")
 		return
 	}
 	if err := h.cross.Check(r); err != nil {

@@ -69,13 +69,13 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 		x.writeBody(w, a.status, a.body)
 		return
 	}
-	a.timer.Reset(a.up.IdleTimeout)
 	x.commit(w, a.status)
 	x.write(w, a.body)
+	a.watch.set(a.up.IdleTimeout)
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := a.resp.Body.Read(buf)
-		a.timer.Reset(a.up.IdleTimeout)
+		a.watch.extend(time.Now(), a.up.IdleTimeout)
 		x.write(w, buf[:n])
 		if errors.Is(err, io.EOF) {
 			return
@@ -90,6 +90,7 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 // bytes out are the bytes in, up to message_stop.
 func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 	x.commit(w, a.status)
+	a.watch.set(a.up.IdleTimeout)
 	done := false
 	for {
 		for !done {
@@ -121,7 +122,7 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			a.cut(w, x)
 			return
 		}
-		a.timer.Reset(a.up.IdleTimeout)
+		a.watch.extend(time.Now(), a.up.IdleTimeout)
 		_, a.readErr = a.frames.Fill(a.resp.Body)
 	}
 }
@@ -147,7 +148,7 @@ func (a *answer) finishReading() {
 	if a.readErr != nil {
 		return
 	}
-	a.timer.Reset(afterEnd)
+	a.watch.set(afterEnd)
 	_, _ = io.Copy(io.Discard, io.LimitReader(a.resp.Body, maxTail))
 }
 
@@ -208,20 +209,25 @@ func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
 // write sends bytes to the client at once and within the write timeout. It does
 // not return where the client is gone.
 func (x *exchange) write(w http.ResponseWriter, p []byte) {
-	rc := x.extend(w)
+	x.extend(w)
 	_, err := w.Write(p)
 	if err == nil {
-		err = rc.Flush()
+		err = http.NewResponseController(w).Flush()
 	}
 	if err != nil && !errors.Is(err, http.ErrNotSupported) {
 		x.left()
 	}
 }
 
-// extend gives the next write its time. A connection keeps the deadline of its
-// last request, so each request sets one before its first write.
-func (x *exchange) extend(w http.ResponseWriter) *http.ResponseController {
-	rc := http.NewResponseController(w)
-	_ = rc.SetWriteDeadline(time.Now().Add(x.live.Config.WriteTimeout)) // a writer without deadlines is a test's
-	return rc
+// extend gives the next write its time, between three quarters of the timeout
+// and all of it: moving the deadline for each event of a stream would cost more
+// than the event. A connection keeps the deadline of its last request, so each
+// request sets one before its first write.
+func (x *exchange) extend(w http.ResponseWriter) {
+	timeout, now := x.live.Config.WriteTimeout, time.Now()
+	if now.Sub(x.extended) < timeout/4 {
+		return
+	}
+	x.extended = now
+	_ = http.NewResponseController(w).SetWriteDeadline(now.Add(timeout)) // a writer without deadlines is a test's
 }

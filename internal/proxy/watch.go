@@ -1,0 +1,53 @@
+package proxy
+
+import (
+	"context"
+	"errors"
+	"sync/atomic"
+	"time"
+)
+
+// errTimeout is why an attempt ends whose upstream is silent for too long.
+var errTimeout = errors.New("proxy: no answer in time")
+
+// watch ends an attempt when its time is up. A stream moves the time on with
+// each event, and moving a runtime timer that often costs more than the event;
+// so extend only notes the new time, and the timer looks at it when it fires.
+type watch struct {
+	began  time.Time
+	ends   atomic.Int64 // nanoseconds after began
+	timer  *time.Timer
+	cancel context.CancelCauseFunc
+}
+
+func (w *watch) start(limit time.Duration, cancel context.CancelCauseFunc) {
+	w.began, w.cancel = time.Now(), cancel
+	w.ends.Store(int64(limit))
+	w.timer = time.AfterFunc(time.Hour, w.fire) // set below, when fire can see it
+	w.timer.Reset(limit)
+}
+
+// extend moves the end to limit from now. It must not come before the end in force.
+func (w *watch) extend(now time.Time, limit time.Duration) {
+	w.ends.Store(int64(now.Sub(w.began) + limit))
+}
+
+// set moves the end to limit from now, also to an earlier one.
+func (w *watch) set(limit time.Duration) {
+	w.extend(time.Now(), limit)
+	w.timer.Reset(limit)
+}
+
+func (w *watch) fire() {
+	if left := time.Duration(w.ends.Load()) - time.Since(w.began); left > 0 {
+		w.timer.Reset(left)
+		return
+	}
+	w.cancel(errTimeout)
+}
+
+func (w *watch) stop() {
+	if w.timer != nil {
+		w.timer.Stop()
+	}
+}
