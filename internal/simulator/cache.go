@@ -69,7 +69,7 @@ func (c *promptCache) look(now time.Time, d Demand) plan {
 		hit := c.hit(now, base, d.Blocks, at)
 		if hit >= 0 {
 			p.reads = append(p.reads, base.at(d.Blocks[hit]))
-			p.usage.CacheRead = max(p.usage.CacheRead, through[hit])
+			p.usage.CacheRead = through[hit] // a later breakpoint finds the same or more
 		}
 		if hit != at {
 			p.write[base.at(d.Blocks[at])] = d.Blocks[at].TTL

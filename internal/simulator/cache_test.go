@@ -83,8 +83,7 @@ func TestPromptCache(t *testing.T) {
 		},
 		"its life counts from the start of the request, not of the answer": {
 			{blocks: prompt, begin: time.Minute, want: written},
-			{at: short - 1, blocks: prompt, begin: -1, want: read},
-			{at: 2*short - 1, blocks: prompt, want: written},
+			{at: short, blocks: prompt, want: written},
 		},
 		"renewed by each read": {
 			{blocks: prompt, want: written},
@@ -220,6 +219,24 @@ func TestARefusedRequestRenewsNothing(t *testing.T) {
 	call, err = core.Admit(epoch.Add(short), d)
 	require.NoError(t, err)
 	assert.Equal(t, simulator.Usage{Write5m: 1000}, call.Usage())
+}
+
+func TestLivingEntriesSurviveThousandsOfDeadOnes(t *testing.T) {
+	core := newCore(t, oneOrg(simulator.Limits{}))
+	ask := func(at time.Duration, b simulator.Block) simulator.Usage {
+		call, err := core.Admit(epoch.Add(at), simulator.Demand{Org: "org-a", Model: "claude-opus-5-5", Blocks: []simulator.Block{b}})
+		require.NoError(t, err)
+		call.Begin(epoch.Add(at))
+		return call.Usage()
+	}
+	ask(0, block(1, 1000, long))
+	for i := range 5000 {
+		ask(time.Duration(i)*time.Second/2, block(uint64(i+2), 1000, short))
+	}
+	end := 2500 * time.Second
+	assert.Equal(t, simulator.Usage{CacheRead: 1000}, ask(end, block(1, 1000, long)), "an hour is not over")
+	assert.Equal(t, simulator.Usage{CacheRead: 1000}, ask(end, block(5000, 1000, short)))
+	assert.Equal(t, simulator.Usage{Write5m: 1000}, ask(end, block(2, 1000, short)))
 }
 
 func TestCacheMinimum(t *testing.T) {

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"iter"
+	"slices"
 	"strconv"
 	"unicode/utf8"
 )
@@ -15,13 +16,14 @@ type answer struct {
 	blocks    []ReplyBlock
 	toolIDs   []string // by block
 	stop      string
+	spoken    int   // tokens of output
 	usage     Usage // as reported; Output is known from the start here
 	perEvent  int   // tokens of a delta
 }
 
 func (s *Simulator) compose(req *Request, usage Usage) *answer {
 	r := s.reply(req)
-	a := &answer{id: newID("msg_"), model: req.Model, blocks: r.Blocks, stop: "end_turn", usage: usage, perEvent: s.cfg.Speed.TokensPerEvent}
+	a := &answer{id: newID("msg_"), model: req.Model, blocks: slices.Clone(r.Blocks), stop: "end_turn", usage: usage, perEvent: s.cfg.Speed.TokensPerEvent}
 	for i := range a.blocks {
 		b := &a.blocks[i]
 		b.Type = cmp.Or(b.Type, TextBlock)
@@ -32,8 +34,9 @@ func (s *Simulator) compose(req *Request, usage Usage) *answer {
 			}
 		}
 		a.toolIDs = append(a.toolIDs, newID("toolu_"))
-		a.usage.Output += CountTokens(len(b.spoken()))
+		a.spoken += CountTokens(len(b.spoken()))
 	}
+	a.usage.Output = a.spoken
 	a.stop = cmp.Or(r.StopReason, a.stop)
 	if r.Usage != nil {
 		a.usage = *r.Usage

@@ -52,7 +52,7 @@ func ceilSecond(t time.Time) time.Time {
 	return t
 }
 
-// ceilSeconds is d in whole seconds, rounded up, at least 1: the form of retry-after.
+// ceilSeconds is d in whole seconds, rounded up: the form of retry-after.
 func ceilSeconds(d time.Duration) time.Duration {
-	return max((d + time.Second - 1).Truncate(time.Second), time.Second)
+	return (d + time.Second - 1).Truncate(time.Second)
 }

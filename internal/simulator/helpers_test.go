@@ -64,6 +64,7 @@ func postOver(t *testing.T, url, key, body string) (*http.Response, string, erro
 	require.NoError(t, err)
 	r.Header.Set("X-Api-Key", key)
 	r.Header.Set("Anthropic-Version", "2023-06-01")
+	r.Close = true
 	resp, err := new(http.Transport).RoundTrip(r)
 	if err != nil {
 		return nil, "", err

@@ -1,10 +1,10 @@
 package simulator
 
 import (
+	"bytes"
 	"crypto/rand"
 	"errors"
 	"fmt"
-	"io"
 	"net/http"
 	"slices"
 	"strconv"
@@ -71,14 +71,9 @@ func (x *exchange) withKey(serve func()) {
 		return
 	}
 	x.sim.note(func() { x.rec.Key, x.rec.Org, x.rec.Workspace = x.key.name, x.key.org, x.key.workspace })
-	body, err := io.ReadAll(http.MaxBytesReader(x.w, x.r.Body, maxBody))
-	if err != nil {
+	if err := x.readBody(); err != nil {
 		x.unreadable(err)
 		return
-	}
-	x.body = body
-	if x.sim.cfg.KeepBodies {
-		x.sim.note(func() { x.rec.Body = body })
 	}
 	x.fault = x.sim.faultFor(x.key, x.r.URL.Path, x.start)
 	if x.fault != nil && x.fault.Kind.answers() {
@@ -111,6 +106,21 @@ func (x *exchange) identify() {
 	x.w.Header().Set("Anthropic-Workspace-Id", x.key.workspace)
 }
 
+func (x *exchange) readBody() error {
+	var body bytes.Buffer
+	if n := x.r.ContentLength; n > 0 && n < 1<<20 { // a larger claim has to be proven
+		body.Grow(int(n) + bytes.MinRead)
+	}
+	if _, err := body.ReadFrom(http.MaxBytesReader(x.w, x.r.Body, maxBody)); err != nil {
+		return err
+	}
+	x.body = body.Bytes()
+	if x.sim.cfg.KeepBodies {
+		x.sim.note(func() { x.rec.Body = x.body })
+	}
+	return nil
+}
+
 func (x *exchange) unreadable(err error) {
 	if tooLarge := (*http.MaxBytesError)(nil); errors.As(err, &tooLarge) {
 		x.fail(http.StatusRequestEntityTooLarge, "the request body is larger than 32 MB")
@@ -133,7 +143,7 @@ func (x *exchange) messages() {
 	if !x.serves(req.Model) {
 		return
 	}
-	req.Key, req.Org, req.Workspace = x.key.name, x.key.org, x.key.workspace
+	req.Key, req.Org, req.Workspace, req.Header = x.key.name, x.key.org, x.key.workspace, x.rec.Header
 	call, err := x.sim.core.Admit(time.Now(), Demand{
 		Org: x.key.org, Workspace: x.key.workspace, Model: req.Model, Blocks: req.blocks, MaxTokens: req.MaxTokens,
 	})

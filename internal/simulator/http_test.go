@@ -2,10 +2,12 @@ package simulator_test
 
 import (
 	"encoding/json"
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/iotest"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -237,4 +239,23 @@ func TestOneModel(t *testing.T) {
 		assert.Equal(t, want, m.ID)
 		assert.Equal(t, "opus", m.Line)
 	}
+}
+
+func TestCountTokensRefusesWhatMessagesRefuses(t *testing.T) {
+	sim := newSim(t, oneOrg(simulator.Limits{}))
+	for sent, want := range map[string]int{"{": 400, strings.Replace(say("hi", false, 5), "claude", "gpt", 1): 404} {
+		w := httptest.NewRecorder()
+		sim.ServeHTTP(w, request(http.MethodPost, "/v1/messages/count_tokens", "k1", sent))
+		assert.Equal(t, want, w.Code, w.Body.String())
+	}
+}
+
+func TestABodyThatEndsEarly(t *testing.T) {
+	sim := newSim(t, oneOrg(simulator.Limits{}))
+	r := request(http.MethodPost, "/v1/messages", "k1", "")
+	r.Body = io.NopCloser(io.MultiReader(strings.NewReader(`{"model":`), iotest.ErrReader(io.ErrUnexpectedEOF)))
+	w := httptest.NewRecorder()
+	sim.ServeHTTP(w, r)
+	assert.Equal(t, 400, w.Code)
+	assert.True(t, sim.Seen()[0].ClientLeft)
 }

@@ -20,7 +20,8 @@ func LoadConfig(r io.Reader) (Config, error) {
 		return Config{}, errors.New("simulator config is empty; write at least one field, such as start_level: 1")
 	}
 	if err != nil {
-		return Config{}, fmt.Errorf("simulator config: %w", err)
+		// Line and column, without the excerpt of the file: it may hold a key.
+		return Config{}, fmt.Errorf("simulator config: %s", yaml.FormatError(err, false, false))
 	}
 	var more any
 	if err := dec.Decode(&more); !errors.Is(err, io.EOF) {

@@ -21,6 +21,7 @@ func (x *exchange) playFault() {
 	case FaultReset:
 		x.hangUp(f.RST)
 	case FaultDeadKey:
+		x.faultHeaders()
 		x.fail(http.StatusUnauthorized, "invalid API key")
 	case FaultEmpty:
 		x.faultHeaders()

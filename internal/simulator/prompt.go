@@ -6,6 +6,8 @@ import (
 	"errors"
 	"fmt"
 	"hash/maphash"
+	"net/http"
+	"strings"
 	"time"
 )
 
@@ -24,7 +26,9 @@ type Request struct {
 	// HasToolResult tells an empty one from none.
 	ToolResult    string
 	HasToolResult bool
-	Body          []byte // as sent; not to be changed
+	// Header and Body are as sent, credentials included; not to be changed.
+	Header http.Header
+	Body   []byte
 
 	blocks []Block
 }
@@ -124,6 +128,7 @@ func (p *parser) messages(list []byte) error {
 		return errors.New("messages: a list of messages is required")
 	}
 	n := 0
+	var lastUser []byte
 	for m := range elements(list) {
 		role, content := text(member(m, "role")), member(m, "content")
 		if role != "user" && role != "assistant" && role != "system" {
@@ -133,10 +138,11 @@ func (p *parser) messages(list []byte) error {
 			return fmt.Errorf("messages.%d: %w", n, err)
 		}
 		if role == "user" {
-			p.req.lastUser(content)
+			lastUser = content
 		}
 		n++
 	}
+	p.req.lastUser(lastUser)
 	if n == 0 {
 		return errors.New("messages: at least one message is required")
 	}
@@ -243,31 +249,26 @@ func cacheTTL(control []byte) (time.Duration, error) {
 	return 0, errors.New("cache_control.ttl: must be 5m or 1h")
 }
 
-// lastUser notes what the default answer reacts to; the last call stays.
+// lastUser notes what the default answer reacts to.
 func (r *Request) lastUser(content []byte) {
-	r.UserText, r.ToolResult, r.HasToolResult = text(content), "", false
+	r.UserText = joinText(content)
 	for b := range elements(content) {
-		switch text(member(b, "type")) {
-		case "text":
-			r.UserText = joinLines(r.UserText, text(member(b, "text")))
-		case "tool_result":
-			r.ToolResult, r.HasToolResult = blockText(member(b, "content")), true
+		if text(member(b, "type")) == "tool_result" {
+			r.ToolResult, r.HasToolResult = joinText(member(b, "content")), true
 		}
 	}
 }
 
-// blockText is a string, or the text blocks of a list joined by newlines.
-func blockText(content []byte) string {
-	all := text(content)
+// joinText is a string, or the text blocks of a list joined by newlines.
+func joinText(content []byte) string {
+	if isString(content) {
+		return text(content)
+	}
+	var lines []string
 	for b := range elements(content) {
-		all = joinLines(all, text(member(b, "text")))
+		if text(member(b, "type")) == "text" {
+			lines = append(lines, text(member(b, "text")))
+		}
 	}
-	return all
-}
-
-func joinLines(a, b string) string {
-	if a == "" || b == "" {
-		return a + b
-	}
-	return a + "\n" + b
+	return strings.Join(lines, "\n")
 }

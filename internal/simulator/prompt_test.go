@@ -36,31 +36,30 @@ func TestWhatThePrefixDependsOn(t *testing.T) {
 	hi := `"messages":[{"role":"user","content":[` + blockJSON("hi", mark) + `]}]`
 	system := `"system":[` + blockJSON(bigText, mark) + `]`
 	tools := `"tools":[{"name":"A","description":"` + bigText + `","input_schema":{"x":1,"y":2}}]`
-	images := `"messages":[{"role":"user","content":[{"type":"image","source":{"type":"base64","data":"AAAA"}},` + blockJSON("hi", mark) + `]}]`
-	plain := `"messages":[{"role":"user","content":[` + blockJSON("pic", "") + `,` + blockJSON("hi", mark) + `]}]`
+	images := `"messages":[{"role":"user","content":[` + blockJSON("hi", mark) + `,{"type":"image","source":{"type":"base64","data":"AAAA"}}]}]`
 
 	tests := map[string]struct {
 		first, second string
 		want          string // what the second reads: all, system (tools and system), tools, none
 	}{
-		"the same":                      {system + "," + hi, system + "," + hi, "all"},
-		"only cache_control differs":    {system + "," + hi, `"system":[` + blockJSON(bigText, mark) + `],"messages":[{"role":"user","content":[` + blockJSON("hi", `,"cache_control":{"type":"ephemeral","ttl":"5m"}`) + `]}]`, "all"},
-		"cache_control comes first":     {system + "," + hi, `"system":[{"cache_control":{"type":"ephemeral"},"type":"text","text":"` + bigText + `"}],` + hi, "all"},
-		"order of the top-level fields": {system + "," + hi, hi + "," + system, "all"},
-		"white space around members":    {system + "," + hi, "\n " + system + " , " + strings.ReplaceAll(hi, `,"`, ` , "`), "all"},
-		"max_tokens and metadata":       {system + "," + hi, system + "," + hi + `,"metadata":{"user_id":"u"}`, "all"},
-		"the last message":              {system + "," + hi, system + "," + strings.ReplaceAll(hi, `"hi"`, `"ho"`), "system"},
-		"the role":                      {system + "," + hi, system + "," + strings.ReplaceAll(hi, `"user"`, `"assistant"`), "system"},
-		"thinking":                      {system + "," + hi, system + "," + hi + `,"thinking":{"type":"adaptive"}`, "system"},
-		"tool_choice":                   {system + "," + hi, system + "," + hi + `,"tool_choice":{"type":"auto"}`, "system"},
-		"effort":                        {system + "," + hi, system + "," + hi + `,"output_config":{"effort":"low"}`, "system"},
-		"images":                        {system + "," + plain, system + "," + images, "system"},
-		"speed":                         {system + "," + hi, system + "," + hi + `,"speed":"fast"`, "none"},
-		"the system prompt":             {system + "," + hi, `"system":[` + blockJSON(bigText+"!", mark) + `],` + hi, "none"},
-		"a tool":                        {tools + "," + system + "," + hi, strings.ReplaceAll(tools, `"A"`, `"B"`) + "," + system + "," + hi, "none"},
-		"key order in a tool":           {tools + "," + system + "," + hi, strings.ReplaceAll(tools, `"x":1,"y":2`, `"y":2,"x":1`) + "," + system + "," + hi, "none"},
-		"the model":                     {system + "," + hi, system + "," + hi + `,"model":"claude-opus-5"`, "none"},
-		"a string is one text block":    {`"system":[` + blockJSON(bigText, mark) + `],"messages":[{"role":"user","content":"a"},{"role":"user","content":[` + blockJSON("b", mark) + `]}]`, `"system":[` + blockJSON(bigText, mark) + `],"messages":[{"role":"user","content":[` + blockJSON("a", "") + `]},{"role":"user","content":[` + blockJSON("b", mark) + `]}]`, "all"},
+		"the same":                              {system + "," + hi, system + "," + hi, "all"},
+		"only cache_control differs":            {system + "," + hi, `"system":[` + blockJSON(bigText, mark) + `],"messages":[{"role":"user","content":[` + blockJSON("hi", `,"cache_control":{"type":"ephemeral","ttl":"5m"}`) + `]}]`, "all"},
+		"cache_control comes first":             {system + "," + hi, `"system":[{"cache_control":{"type":"ephemeral"},"type":"text","text":"` + bigText + `"}],` + hi, "all"},
+		"order of the top-level fields":         {system + "," + hi, hi + "," + system, "all"},
+		"white space around members":            {system + "," + hi, "\n " + system + " , " + strings.ReplaceAll(hi, `,"`, ` , "`), "all"},
+		"max_tokens and metadata":               {system + "," + hi, system + "," + hi + `,"metadata":{"user_id":"u"}`, "all"},
+		"the last message":                      {system + "," + hi, system + "," + strings.ReplaceAll(hi, `"hi"`, `"ho"`), "system"},
+		"the role":                              {system + "," + hi, system + "," + strings.ReplaceAll(hi, `"user"`, `"assistant"`), "system"},
+		"thinking":                              {system + "," + hi, system + "," + hi + `,"thinking":{"type":"adaptive"}`, "system"},
+		"tool_choice":                           {system + "," + hi, system + "," + hi + `,"tool_choice":{"type":"auto"}`, "system"},
+		"effort":                                {system + "," + hi, system + "," + hi + `,"output_config":{"effort":"low"}`, "system"},
+		"an image, though after the breakpoint": {system + "," + hi, system + "," + images, "system"},
+		"speed":                                 {system + "," + hi, system + "," + hi + `,"speed":"fast"`, "none"},
+		"the system prompt":                     {system + "," + hi, `"system":[` + blockJSON(bigText+"!", mark) + `],` + hi, "none"},
+		"a tool":                                {tools + "," + system + "," + hi, strings.ReplaceAll(tools, `"A"`, `"B"`) + "," + system + "," + hi, "none"},
+		"key order in a tool":                   {tools + "," + system + "," + hi, strings.ReplaceAll(tools, `"x":1,"y":2`, `"y":2,"x":1`) + "," + system + "," + hi, "none"},
+		"the model":                             {system + "," + hi, system + "," + hi + `,"model":"claude-opus-5"`, "none"},
+		"a string is one text block":            {`"system":[` + blockJSON(bigText, mark) + `],"messages":[{"role":"user","content":"a"},{"role":"user","content":[` + blockJSON("b", mark) + `]}]`, `"system":[` + blockJSON(bigText, mark) + `],"messages":[{"role":"user","content":[` + blockJSON("a", "") + `]},{"role":"user","content":[` + blockJSON("b", mark) + `]}]`, "all"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -154,6 +153,7 @@ func TestImagesCostAtMost1600Tokens(t *testing.T) {
 func FuzzRequestIsReadAsJSON(f *testing.F) {
 	f.Add("hello", "result", "Bash")
 	f.Add(`quotes " and \ back\\slashes \"`, "\u2028<&>\x00", `{"[}]`)
+	f.Add(`ends with \`, `two of them \\`, `\`)
 	f.Add("", "日本語 \U0001f600", "a,b:c")
 	f.Fuzz(func(t *testing.T, said, result, tool string) {
 		said, result, tool = valid(said), valid(result), valid(tool)

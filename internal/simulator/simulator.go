@@ -88,9 +88,6 @@ func (s *Simulator) SetFaults(faults []Fault) error {
 	return nil
 }
 
-// Core is the provider behind the HTTP front.
-func (s *Simulator) Core() *Core { return s.core }
-
 // Snapshot is what the provider has done until now; see [Core.Snapshot].
 func (s *Simulator) Snapshot(now time.Time) Snapshot { return s.core.Snapshot(now) }
 

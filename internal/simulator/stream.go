@@ -58,9 +58,13 @@ func (x *exchange) stream(a *answer, call *Call) {
 // whole takes the time of a stream, then sends everything as one JSON object.
 func (x *exchange) whole(a *answer, call *Call) {
 	p := x.sim.newPace()
-	for f := range a.frames() {
-		if !x.produce(call, &p, f.tokens) {
-			return
+	if p.interval == 0 { // no time in which a client could leave half-way
+		call.Produce(time.Now(), a.spoken)
+	} else {
+		for f := range a.frames() {
+			if !x.produce(call, &p, f.tokens) {
+				return
+			}
 		}
 	}
 	body := a.json()
