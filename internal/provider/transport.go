@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -82,6 +83,9 @@ func NewTransport(cfg Config) (*http.Transport, error) {
 			if err != nil {
 				return nil, &ConnectError{err}
 			}
+			if tcp, ok := conn.(*net.TCPConn); ok {
+				return bodyConn{tcp}, nil
+			}
 			return conn, nil
 		},
 		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
@@ -94,6 +98,32 @@ func NewTransport(cfg Config) (*http.Transport, error) {
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
 	}, nil
+}
+
+// bodyConn writes a request body that is in memory in one go. The transport
+// would copy it through a buffer of 32 KiB, a system call each: a tenth of what a
+// 200 KB request costs.
+type bodyConn struct{ *net.TCPConn }
+
+// ReadFrom implements io.ReaderFrom, which the transport uses for bodies.
+func (c bodyConn) ReadFrom(r io.Reader) (int64, error) {
+	limited, ok := r.(*io.LimitedReader)
+	if !ok {
+		return c.TCPConn.ReadFrom(r)
+	}
+	body, ok := limited.R.(InMemory)
+	if !ok || body.Remaining() != limited.N {
+		return c.TCPConn.ReadFrom(r)
+	}
+	n, err := body.WriteTo(c.TCPConn)
+	limited.N -= n
+	return n, err
+}
+
+// InMemory is a body that can be written whole. Remaining is what WriteTo would write, in bytes.
+type InMemory interface {
+	io.WriterTo
+	Remaining() int64
 }
 
 func dialTLS(ctx context.Context, d *net.Dialer, cfg *tls.Config, network, addr string, timeout time.Duration) (net.Conn, error) {

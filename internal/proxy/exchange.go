@@ -156,7 +156,7 @@ const smallBody = 32 << 10
 // other type apart; so a small body is copied into such a one.
 func (x *exchange) newBody() io.ReadCloser {
 	if x.msg.Len() > smallBody {
-		return x.body.lend(x.msg.NewBody())
+		return x.body.lend(x.msg.NewBody(), x.msg.Len())
 	}
 	buf := bytes.NewBuffer(make([]byte, 0, x.msg.Len()+bytes.MinRead))
 	_, _ = buf.ReadFrom(x.msg.NewBody()) // in memory, both of them
@@ -177,12 +177,21 @@ func (x *exchange) pause(d time.Duration) {
 	x.waited += d
 }
 
+// linger is how long a body is still read that nobody wants.
+const linger = time.Second
+
 // refuse answers with an error of the relay's own making. The connection is
 // closed where a body was not read: what it holds must not become a request.
 func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
 	x.status, x.outcome = status, outcomeRefused
-	if x.body == nil && (x.r.ContentLength != 0 || status == messages.StatusOverloaded) {
+	unread := x.body == nil && x.r.ContentLength != 0 || status == http.StatusRequestEntityTooLarge
+	if unread || x.body == nil && status == messages.StatusOverloaded {
 		w.Header().Set("Connection", "close")
+	}
+	if unread {
+		// The server reads on for a while, lest a reset overtakes the answer; a
+		// client that sends nothing more must not hold the connection with it.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(linger))
 	}
 	x.expose(w.Header())
 	x.committed = true
