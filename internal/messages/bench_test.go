@@ -3,6 +3,7 @@ package messages_test
 import (
 	"encoding/json"
 	"fmt"
+	"io"
 	"strings"
 	"testing"
 
@@ -102,4 +103,58 @@ func BenchmarkInspect(b *testing.B) {
 			}
 		})
 	}
+}
+
+// longStream has n events, most of them small pieces of text.
+func longStream(n int) string {
+	var b strings.Builder
+	add := func(name, data string) { fmt.Fprintf(&b, "event: %s\ndata: %s\n\n", name, data) }
+	add("message_start", `{"type":"message_start","message":{"id":"msg_01","type":"message","role":"assistant","model":"claude-opus-5-5","content":[],"stop_reason":null,"stop_sequence":null,"usage":{"input_tokens":12,"cache_creation_input_tokens":340,"cache_read_input_tokens":45678,"cache_creation":{"ephemeral_5m_input_tokens":340,"ephemeral_1h_input_tokens":0},"output_tokens":1,"service_tier":"standard"}}}`)
+	add("content_block_start", `{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}`)
+	for range n - 5 {
+		add("content_block_delta", `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" and so \"on\""}}`)
+	}
+	add("content_block_stop", `{"type":"content_block_stop","index":0}`)
+	add("message_delta", `{"type":"message_delta","delta":{"stop_reason":"end_turn","stop_sequence":null},"usage":{"output_tokens":812}}`)
+	add("message_stop", `{"type":"message_stop"}`)
+	return b.String()
+}
+
+// meter runs a stream to its end as the relay does.
+func meter(f *messages.Frames, r io.Reader) messages.Meter {
+	var m messages.Meter
+	for {
+		_, err := f.Fill(r)
+		for frame, ok := f.Next(); ok; frame, ok = f.Next() {
+			m.Frame(frame)
+		}
+		f.Discard()
+		if err != nil {
+			return m
+		}
+	}
+}
+
+// BenchmarkMeter is the cost of one stream of 200 events, in reads of 4 KiB and
+// in reads of one event each.
+func BenchmarkMeter(b *testing.B) {
+	const events = 200
+	stream := longStream(events)
+	b.Run("4KB", func(b *testing.B) { benchmarkMeter(b, stream, events, 4096) })
+	b.Run("event", func(b *testing.B) { benchmarkMeter(b, stream, events, len(stream)/events) })
+}
+
+func benchmarkMeter(b *testing.B, stream string, events, size int) {
+	r := &chunks{next: func() int { return size }}
+	var f messages.Frames
+	b.SetBytes(int64(len(stream)))
+	b.ReportAllocs()
+	for b.Loop() {
+		r.data = stream
+		f.Reset()
+		if m := meter(&f, r); !m.Complete() {
+			b.Fatal("the stream was not metered")
+		}
+	}
+	b.ReportMetric(float64(b.Elapsed().Nanoseconds())/float64(b.N*events), "ns/event")
 }

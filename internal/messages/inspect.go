@@ -236,5 +236,17 @@ func (s *scanner) userID() []byte {
 		s.scalar()
 		return nil
 	}
-	return s.text("metadata.user_id must be a string or null")
+	// Claude Code's is JSON in JSON, full of escapes: it is decoded where a session
+	// is looked for in it, not for every request.
+	const want = "metadata.user_id must be a string or null"
+	if s.peek() != '"' {
+		s.wrong(want)
+		return nil
+	}
+	at := s.pos
+	raw := s.str()
+	if !decodes(raw) {
+		s.fail(at, want+", in UTF-8 and without half surrogates")
+	}
+	return raw
 }

@@ -20,7 +20,7 @@ type Request struct {
 	Model     []byte // as the client asked, decoded; aliases Body unless written with escapes
 	Stream    bool   // false when absent
 	MaxTokens int    // 0 when absent, and 0 is legal: it only warms the prompt cache
-	UserID    []byte // metadata.user_id, decoded; nil when absent or null, empty when ""
+	UserID    []byte // metadata.user_id as between its quotes, escapes and all; nil when absent or null, empty when ""
 
 	modelAt  [2]int // the value of model in Body, quotes included
 	newModel []byte // JSON to put there; nil keeps what the client wrote

@@ -19,7 +19,8 @@ func SessionID(h http.Header, userID []byte) string {
 	if id := h.Get("X-Claude-Code-Session-Id"); usableSession(id) {
 		return id
 	}
-	if id := userSession(userID); usableSession(id) {
+	text, _ := decoded(userID)
+	if id := userSession(text); usableSession(id) {
 		return id
 	}
 	if id := h.Get("X-Session-Affinity"); usableSession(id) {

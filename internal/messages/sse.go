@@ -68,6 +68,7 @@ type Frames struct {
 	whole int // buf[whole:] is the tail
 	scan  int // buf[whole:scan] was searched and holds no end of a frame
 
+	hasCR   bool // the stream has a CR somewhere; most have none
 	inLine  bool // the line at scan has bytes already
 	afterCR bool // the byte before scan is a CR that ended a line
 
@@ -100,6 +101,7 @@ func (f *Frames) Fill(r io.Reader) (int, error) {
 	end := len(f.buf)
 	n, err := r.Read(f.buf[end:min(cap(f.buf), end+readSize)])
 	f.buf = f.buf[:end+n]
+	f.hasCR = f.hasCR || bytes.IndexByte(f.buf[end:], '\r') >= 0
 	return n, err
 }
 
@@ -129,7 +131,7 @@ func (f *Frames) Next() (Frame, bool) {
 	f.takeLF()
 	for f.scan < len(f.buf) && !f.tooLarge {
 		rest := f.buf[f.scan:]
-		n := lineEnd(rest)
+		n := f.lineEnd(rest)
 		if n == len(rest) {
 			f.inLine, f.scan = true, len(f.buf)
 			break
@@ -146,8 +148,9 @@ func (f *Frames) Next() (Frame, bool) {
 	return Frame{}, false
 }
 
-// takeLF adds an LF to the line whose CR came before it. A frame that ended in
-// that CR is out already, so there the LF goes straight to Whole.
+// takeLF adds an LF to the line whose CR came before it. Where all before the LF
+// is in Whole already, a frame that ended in that CR above all, the LF follows it
+// there and does not wait for more.
 func (f *Frames) takeLF() {
 	if !f.afterCR || f.scan == len(f.buf) {
 		return
@@ -156,7 +159,7 @@ func (f *Frames) takeLF() {
 	if f.buf[f.scan] != '\n' {
 		return
 	}
-	if f.scan == f.whole && f.spilled == 0 {
+	if f.scan == f.whole {
 		f.whole++
 	}
 	f.scan++
@@ -172,7 +175,7 @@ func (f *Frames) cut() (Frame, bool) {
 	if f.spilled == 0 {
 		frame = f.parse(raw)
 	}
-	f.whole, f.spilled, f.event = f.scan, 0, nil
+	f.whole, f.spilled = f.scan, 0
 	return frame, true
 }
 
@@ -209,13 +212,13 @@ func (f *Frames) MidFrame() bool { return f.midFrame }
 func (f *Frames) parse(raw []byte) Frame {
 	frame, dataLines := Frame{Raw: raw}, 0
 	for rest := raw; len(rest) > 0; {
-		n := lineEnd(rest)
+		n := f.lineEnd(rest)
 		line, ended := rest[:n], n < len(rest)
 		rest = rest[min(n+1, len(rest)):] // the LF of a CRLF reads as an empty line
-		if value, ok := fieldValue(line, "data"); ok {
+		if value, ok := dataLine(line); ok {
 			frame.Data = value
 			dataLines++
-		} else if value, ok := fieldValue(line, "event"); ok && ended {
+		} else if value, ok := eventLine(line); ok && ended {
 			frame.Event = value
 		}
 	}
@@ -231,8 +234,8 @@ func (f *Frames) parse(raw []byte) Frame {
 func (f *Frames) joinData(raw []byte) []byte {
 	start := len(f.joined)
 	for rest := raw; len(rest) > 0; {
-		n := lineEnd(rest)
-		if value, ok := fieldValue(rest[:n], "data"); ok {
+		n := f.lineEnd(rest)
+		if value, ok := dataLine(rest[:n]); ok {
 			f.joined = append(append(f.joined, value...), '\n')
 		}
 		rest = rest[min(n+1, len(rest)):]
@@ -243,7 +246,13 @@ func (f *Frames) joinData(raw []byte) []byte {
 // lineEnd is the index of the first CR or LF in b, len(b) if there is none. It
 // looks at one stretch after the other: with lines that end in CR alone, each
 // search for an LF would run to the end of b.
-func lineEnd(b []byte) int {
+func (f *Frames) lineEnd(b []byte) int {
+	if !f.hasCR {
+		if n := bytes.IndexByte(b, '\n'); n >= 0 {
+			return n
+		}
+		return len(b)
+	}
 	for from := 0; from < len(b); from += readSize {
 		part := b[from:min(len(b), from+readSize)]
 		end := bytes.IndexByte(part, '\n')
@@ -260,20 +269,33 @@ func lineEnd(b []byte) int {
 	return len(b)
 }
 
-// fieldValue returns the value of line if its field is name: what follows the
-// colon and at most one space, nothing where there is no colon.
-func fieldValue(line []byte, name string) (value []byte, ok bool) {
-	if len(line) < len(name) || string(line[:len(name)]) != name {
+func dataLine(line []byte) (value []byte, ok bool) {
+	if len(line) < 4 || string(line[:4]) != "data" {
 		return nil, false
 	}
-	value = line[len(name):]
-	if len(value) == 0 {
-		return value, true
-	}
-	if value[0] != ':' {
+	return fieldValue(line[4:])
+}
+
+func eventLine(line []byte) (value []byte, ok bool) {
+	if len(line) < 5 || string(line[:5]) != "event" {
 		return nil, false
 	}
-	return bytes.TrimPrefix(value[1:], []byte(" ")), true
+	return fieldValue(line[5:])
+}
+
+// fieldValue is what follows the name of a field: a colon and at most one space
+// before the value, or nothing. Anything else means that the name goes on.
+func fieldValue(rest []byte) (value []byte, ok bool) {
+	if len(rest) == 0 {
+		return rest, true
+	}
+	if rest[0] != ':' {
+		return nil, false
+	}
+	if len(rest) > 1 && rest[1] == ' ' {
+		return rest[2:], true
+	}
+	return rest[1:], true
 }
 
 // eventType finds the type of an event in the head of its data.

@@ -24,6 +24,25 @@ func decoded(raw []byte) (text []byte, ok bool) {
 	return text, ok && utf8.Valid(text)
 }
 
+// decodes reports what decoded reports as ok, without making the text.
+func decodes(raw []byte) bool {
+	for i := 0; i < len(raw); {
+		if raw[i] < ' ' {
+			return false
+		}
+		if raw[i] != '\\' {
+			i++
+			continue
+		}
+		_, size := escape(raw[i:])
+		if size == 0 {
+			return false
+		}
+		i += size
+	}
+	return utf8.Valid(raw)
+}
+
 func unescape(raw []byte) ([]byte, bool) {
 	out := make([]byte, 0, len(raw))
 	for {

@@ -1,0 +1,202 @@
+package messages_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"errors"
+	"strconv"
+	"testing"
+
+	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/messages"
+)
+
+// emptied returns text with nothing left between its quotes, so that
+// encoding/json judges only what is outside of strings. It goes byte by byte
+// and shares nothing with the scanner it checks.
+func emptied(text []byte) (out []byte, closed bool) {
+	inString, escaped := false, false
+	for _, c := range text {
+		switch {
+		case !inString:
+			out = append(out, c)
+			inString = c == '"'
+		case escaped:
+			escaped = false
+		case c == '\\':
+			escaped = true
+		case c == '"':
+			out = append(out, c)
+			inString = false
+		}
+	}
+	return out, !inString
+}
+
+// isObject tells whether text is one JSON object, strings aside.
+func isObject(text []byte) bool {
+	bare, closed := emptied(text)
+	return closed && json.Valid(bare) && bytes.TrimLeft(bare, " \t\r\n")[0] == '{'
+}
+
+// lax is what a reader that ignores case and takes the last of two makes of a body.
+type lax struct {
+	Model     string `json:"model"`
+	Stream    bool   `json:"stream"`
+	MaxTokens int    `json:"max_tokens"`
+	Metadata  struct {
+		UserID *string `json:"user_id"`
+	} `json:"metadata"`
+}
+
+func FuzzInspect(f *testing.F) {
+	for _, seed := range []string{
+		`{"model":"m","max_tokens":12,"stream":true,"metadata":{"user_id":"{\"session_id\":\"s\"}"}}`,
+		"\n{ \"mod\\u0065l\" : \"a\\ud83d\\ude42\" , \"a\" : [ 1.5e-3 , { \"b\" : [ true , null , \"\\\\\\\"\" ] } ] }\r\n",
+		`{"model":"m","Model":"n"}`, `{"model":"m","ſtream":true}`, `{"a":[}]}`, `{"a":"\"}`, `[]`, "\xef\xbb\xbf{}", `{"model":"m","max_tokens":-0}`,
+		`{"model":"m","metadata":{"user_id":null,"User_Id":"x"}}`, `{"model":"\ud800"}`, "{\"model\":\"m\",\"a\":\"\x00\"}",
+	} {
+		f.Add([]byte(seed), "other/\"model\"")
+	}
+	f.Fuzz(func(t *testing.T, body []byte, model string) {
+		asSent := bytes.Clone(body)
+		object := isObject(body)
+		_, replyErr := messages.InspectReply(body)
+		require.Equal(t, object, replyErr == nil, "encoding/json and InspectReply differ: %v", replyErr)
+		req, err := messages.Inspect(body)
+		require.Equal(t, asSent, body, "the body was changed")
+		if err != nil {
+			var invalid *messages.InvalidError
+			require.True(t, errors.As(err, &invalid), "got %T", err)
+			require.True(t, invalid.Offset >= 0 && invalid.Offset <= len(body), "offset %d of %d", invalid.Offset, len(body))
+			return
+		}
+		require.True(t, object, "accepted what encoding/json refuses")
+		if json.Valid(body) {
+			agreesWithLaxReader(t, req, body)
+			changesOnlyModel(t, req, model)
+		}
+	})
+}
+
+func agreesWithLaxReader(t *testing.T, req messages.Request, body []byte) {
+	t.Helper()
+	var want lax
+	require.NoError(t, json.Unmarshal(body, &want), "accepted, but a lax reader cannot read it")
+	got := lax{Model: string(req.Model), Stream: req.Stream, MaxTokens: req.MaxTokens}
+	if req.UserID != nil {
+		require.NoError(t, json.Unmarshal([]byte(`"`+string(req.UserID)+`"`), &got.Metadata.UserID))
+	}
+	require.Equal(t, want, got)
+}
+
+func changesOnlyModel(t *testing.T, req messages.Request, model string) {
+	t.Helper()
+	require.Equal(t, string(req.Body), sent(t, &req), "body before SetModel")
+	req.SetModel(model)
+	var before, after map[string]json.RawMessage
+	require.NoError(t, json.Unmarshal(req.Body, &before))
+	require.NoError(t, json.Unmarshal([]byte(sent(t, &req)), &after))
+	if model != "" {
+		want, err := json.Marshal(model)
+		require.NoError(t, err)
+		require.JSONEq(t, string(want), string(after["model"]))
+	}
+	after["model"] = before["model"]
+	require.Equal(t, before, after)
+	req.SetModel("")
+	require.Equal(t, string(req.Body), sent(t, &req), "body after SetModel was taken back")
+}
+
+func FuzzFrames(f *testing.F) {
+	for _, seed := range []string{
+		"event: ping\ndata: {}\n\n", "data: a\r\ndata\rdata: b\n\r\n:c\n\n", "\r\r\n\n\nevent", "id: 1\nretry: 2\ndata:{\"type\":\"ping\"}\n\n",
+		"event: a\ndata: x\nevent: b\n\n", "event: message_start\r\ndata: {\"type\":\"message_start\"}\r\n\r\nevent: error\r\ndata: \xff\r\n\r",
+	} {
+		f.Add([]byte(seed), []byte{1, 2, 255, 3})
+	}
+	f.Fuzz(func(t *testing.T, data, choices []byte) {
+		stream := string(data)
+		i := 0
+		choose := func() int { // 0 to 255, for ever, out of choices
+			if len(choices) == 0 {
+				return 0
+			}
+			i++
+			return int(choices[(i-1)%len(choices)])
+		}
+		random := func() *chunks { return &chunks{stream, func() int { return 1 + choose()%17 }} }
+		whole, out := run(t, &chunks{stream, func() int { return len(stream) }}, never, always)
+		check(t, stream, whole, out)
+		got, out := run(t, random(), never, func() bool { return choose()%2 == 0 })
+		check(t, stream, got, out)
+		require.Equal(t, whole, got, "events depend on the chunks")
+		got, out = run(t, random(), func() bool { return choose()%3 == 0 }, always)
+		check(t, stream, got, out)
+	})
+}
+
+func FuzzMeter(f *testing.F) {
+	f.Add([]byte(`{"message":{"usage":{"input_tokens":12,"output_tokens":1}}}`), []byte(`{"delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":34}}`))
+	f.Add([]byte(`{"message":{"usage":{"input_tokens":-1,"cache_read_input_tokens":1e99}}}`), []byte(`{"usage":{"output_tokens":9223372036854775808,"input_tokens":2.5}}`))
+	f.Add([]byte(`{"message":[],"usage":null}`), []byte(`{"usage":{"output_tokens":"7"},"usage":{"output_tokens":7}}x`))
+	f.Fuzz(func(t *testing.T, start, delta []byte) {
+		frames := []messages.Frame{{Event: []byte("message_start"), Data: start}, {Event: []byte("message_delta"), Data: delta}}
+		var m messages.Meter
+		skipped := 0
+		for _, frame := range frames {
+			m.Frame(frame)
+			if !isObject(frame.Data) {
+				skipped++
+			}
+		}
+		require.Equal(t, skipped, m.Skipped())
+		inBounds(t, m.Usage())
+		once := m.Usage()
+		m.Frame(frames[1])
+		require.Equal(t, once, m.Usage(), "the same delta again changed the usage")
+		readsAsEncodingJSON(t, delta)
+	})
+}
+
+func inBounds(t *testing.T, u messages.Usage) {
+	t.Helper()
+	for _, n := range []int{u.Input, u.CacheWrite, u.CacheRead, u.Output} {
+		require.True(t, n >= 0 && n <= 1<<53, "count out of bounds in %+v", u)
+	}
+	require.True(t, u.Prompt() >= u.Input, "prompt of %+v is %d", u, u.Prompt())
+}
+
+// readsAsEncodingJSON feeds the delta, rewritten by encoding/json so that no
+// field is there twice, and compares the counts.
+func readsAsEncodingJSON(t *testing.T, delta []byte) {
+	t.Helper()
+	decoder := json.NewDecoder(bytes.NewReader(delta))
+	decoder.UseNumber()
+	var doc map[string]any
+	if decoder.Decode(&doc) != nil || doc == nil {
+		return
+	}
+	plain, err := json.Marshal(doc)
+	require.NoError(t, err)
+	var m messages.Meter
+	m.Frame(messages.Frame{Event: []byte("message_delta"), Data: plain})
+	usage, _ := doc["usage"].(map[string]any)
+	got := m.Usage()
+	for name, n := range map[string]int{
+		"input_tokens": got.Input, "cache_creation_input_tokens": got.CacheWrite, "cache_read_input_tokens": got.CacheRead, "output_tokens": got.Output,
+	} {
+		number, ok := usage[name].(json.Number)
+		if !ok {
+			require.Zero(t, n, "%s of %s", name, plain)
+			continue
+		}
+		want, err := strconv.ParseInt(number.String(), 10, 64)
+		if err != nil || want < 0 || want > 1<<53 {
+			require.True(t, m.Suspect(), "%s of %s is not suspect", name, plain)
+			continue
+		}
+		require.Equal(t, int(want), n, "%s of %s", name, plain)
+	}
+}
