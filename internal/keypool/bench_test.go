@@ -3,6 +3,7 @@ package keypool_test
 import (
 	"context"
 	"fmt"
+	"runtime"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -39,7 +40,7 @@ func matrix(b *testing.B, op func(*keypool.KeyPool) error) {
 		b.Run(fmt.Sprintf("keys=%d/goroutines=64", keys), func(b *testing.B) {
 			p := benchPool(b, keys)
 			b.ReportAllocs()
-			b.SetParallelism(64)
+			b.SetParallelism(max(1, 64/runtime.GOMAXPROCS(0)))
 			b.RunParallel(func(pb *testing.PB) {
 				for pb.Next() {
 					if err := op(p); err != nil {
@@ -63,7 +64,7 @@ func BenchmarkGetKey(b *testing.B) {
 func BenchmarkAcquireSettle(b *testing.B) {
 	ctx := context.Background()
 	matrix(b, func(p *keypool.KeyPool) error {
-		lease, err := p.Acquire(ctx, keypool.Demand{Class: "opus-5", Input: 20_000, MaxTokens: 4_000, Conversation: 0})
+		lease, err := p.Acquire(ctx, keypool.Demand{Class: opus, Input: 20_000, MaxTokens: 4000})
 		if err == nil {
 			lease.Succeeded()
 			lease.Settle(ratelimit.Tokens{})
@@ -82,6 +83,6 @@ func BenchmarkUpdateClassFromHeaders(b *testing.B) {
 	h.Set("Anthropic-Ratelimit-Output-Tokens-Reset", "2026-11-02T10:00:03Z")
 	b.ReportAllocs()
 	for b.Loop() {
-		require.NoError(b, p.UpdateClassFromHeaders(id, "opus-5", h))
+		require.NoError(b, p.UpdateClassFromHeaders(id, opus, h))
 	}
 }

@@ -1,6 +1,9 @@
 package keypool
 
-import "strings"
+import (
+	"slices"
+	"strings"
+)
 
 // Classes that are no model's.
 const (
@@ -13,8 +16,12 @@ const (
 	ClassModels = "models"
 )
 
+// reserved are the names that no model's class may have, or a client could name
+// its model "models" and be bound by no limit.
+var reserved = []string{ClassAny, ClassCountTokens, ClassModels}
+
 // maxClassName bounds the model names that become classes of their own; longer
-// ones share classOther.
+// ones, and those of a reserved name, share classOther.
 const (
 	maxClassName = 128
 	classOther   = "other"
@@ -46,7 +53,7 @@ func ClassOf(model string) string {
 			return f.class
 		}
 	}
-	if len(model) > maxClassName {
+	if len(model) > maxClassName || slices.Contains(reserved, model) {
 		return classOther
 	}
 	return model

@@ -44,7 +44,11 @@ func parseRateHeaders(h http.Header) rateHeaders {
 
 func parseTriple(h http.Header, limit, remaining, reset string) triple {
 	t := triple{limit: parseAmount(h, limit, 1), remaining: parseAmount(h, remaining, 0)}
-	until, err := time.Parse(time.RFC3339, headerValue(h, reset))
+	at := headerValue(h, reset)
+	if at == "" { // common, and an error costs an allocation
+		return t
+	}
+	until, err := time.Parse(time.RFC3339, at)
 	if err != nil {
 		return t
 	}
@@ -65,7 +69,11 @@ func headerValue(h http.Header, name string) string {
 }
 
 func parseAmount(h http.Header, name string, least int) int {
-	n, err := strconv.Atoi(headerValue(h, name))
+	value := headerValue(h, name)
+	if value == "" {
+		return unseen
+	}
+	n, err := strconv.Atoi(value)
 	if err != nil || n < least || n > maxLimit {
 		return unseen
 	}
@@ -79,7 +87,7 @@ func parseAmount(h http.Header, name string, least int) int {
 func ParseRetryAfter(h http.Header) time.Duration {
 	value := strings.TrimSpace(headerValue(h, "Retry-After"))
 	if seconds, err := strconv.ParseFloat(value, 64); err == nil {
-		if math.IsNaN(seconds) || seconds < 0 {
+		if math.IsNaN(seconds) || math.IsInf(seconds, 0) || seconds < 0 {
 			return 0
 		}
 		return time.Duration(min(max(seconds, minRetryAfter.Seconds()), maxRetryAfter.Seconds()) * float64(time.Second))

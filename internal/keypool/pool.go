@@ -145,7 +145,10 @@ func (p *KeyPool) Acquire(ctx context.Context, demand Demand) (Lease, error) {
 	p.mu.Lock()
 	c := p.classLocked(demand.Class, now)
 	lease, err := p.acquireLocked(now, c, demand)
-	turned := c.turn(err)
+	turned := false
+	if err == nil || len(demand.Exclude) == 0 { // what was excluded may serve others
+		turned = c.turn(err)
+	}
 	p.mu.Unlock()
 	if err != nil {
 		p.logRefusal(demand.Class, turned, err)
@@ -268,7 +271,8 @@ func (p *KeyPool) UpdateKeyFromHeaders(keyID string, h http.Header) error {
 // answer's anthropic-ratelimit-{requests,input-tokens,output-tokens}-{limit,remaining,reset}
 // headers. A missing or unreadable header changes nothing. A limit replaces the
 // one in force; remaining may lower a level but never raise it, because the
-// answer is older than what was sent since. Error: ErrKeyNotFound.
+// answer is older than what was sent since. ClassCountTokens learns of requests
+// only, and ClassModels nothing. Error: ErrKeyNotFound.
 func (p *KeyPool) UpdateClassFromHeaders(keyID, class string, h http.Header) error {
 	seen := parseRateHeaders(h)
 	now := time.Now()
@@ -283,9 +287,9 @@ func (p *KeyPool) UpdateClassFromHeaders(keyID, class string, h http.Header) err
 }
 
 // MarkKeyExhausted cools a key down for all classes: it serves nothing for
-// retryAfter, at most 1 h. A retryAfter of 0 or less means that the provider
-// named no time: 1 s, doubling to 60 s with each further call until the key
-// serves again. Unknown IDs are ignored.
+// retryAfter, at most 1 h; a cool-down under way is never cut short. A retryAfter
+// of 0 or less means that the provider named no time: 1 s, doubling to 60 s with
+// each further call until the key serves again. Unknown IDs are ignored.
 func (p *KeyPool) MarkKeyExhausted(keyID string, retryAfter time.Duration) {
 	p.cool(keyID, ClassAny, func(k *key, now time.Time) time.Duration {
 		return k.cool.start(now, retryAfter)

@@ -15,6 +15,9 @@ import (
 // their own and their names come from clients.
 const maxClasses = 256
 
+// maxWeight bounds a key's weight, so that sums of weights cannot overflow.
+const maxWeight = 1000
+
 // key is one credential. In this version each key is its own owner; buckets hang
 // on the owner, so keys of one organization can share them.
 type key struct {
@@ -92,8 +95,8 @@ func newKey(index int, c KeyConfig) (*key, error) {
 		return nil, fmt.Errorf("key is empty")
 	case k.priority < PriorityLow || k.priority > PriorityHigh:
 		return nil, fmt.Errorf("priority %d is not 0 (low), 1 (normal) or 2 (high)", k.priority)
-	case k.weight < 1:
-		return nil, fmt.Errorf("weight %d is less than 1", k.weight)
+	case k.weight < 1 || k.weight > maxWeight:
+		return nil, fmt.Errorf("weight %d is not within 1 and %d", k.weight, maxWeight)
 	case k.limits.RPM < 0 || k.limits.ITPM < 0 || k.limits.OTPM < 0:
 		return nil, fmt.Errorf("a limit is negative; write 0 where it is not known")
 	}
@@ -154,6 +157,13 @@ func (s *slot) take(now time.Time, held ratelimit.Tokens) error {
 
 // learn merges an answer's headers into limiter and metadata.
 func (s *slot) learn(now time.Time, seen rateHeaders) {
+	switch s.meta.Class {
+	case ClassModels:
+		return
+	case ClassCountTokens: // tokens in its headers are those of other classes
+		none := triple{limit: unseen, remaining: unseen}
+		seen.input, seen.output = none, none
+	}
 	l := s.buckets.limiter
 	limits := l.UsageAt(now).Limits
 	changed := limits
@@ -287,18 +297,23 @@ func (o *outage) wait(now time.Time) time.Duration {
 }
 
 // strike starts the outage, or lengthens it when a probe failed; late answers to
-// requests sent before it began change nothing. It reports whether it began.
+// requests sent before it began change nothing. A probe that failed for another
+// reason starts with that reason's pause. It reports whether the outage began.
 func (o *outage) strike(now time.Time, why Reason) bool {
 	began := !o.active()
-	switch {
-	case began && why == ReasonSpent:
-		o.since, o.pause = now, spentPause
-	case began:
-		o.since, o.pause = now, firstPause
-	case o.probing:
-		o.pause = min(2*o.pause, longPause)
-	default:
+	if !began && !o.probing {
 		return false
+	}
+	if began {
+		o.since = now
+	}
+	switch {
+	case why == o.reason:
+		o.pause = min(2*o.pause, longPause)
+	case why == ReasonSpent:
+		o.pause = spentPause
+	default:
+		o.pause = firstPause
 	}
 	o.reason, o.probing, o.next = why, false, now.Add(o.pause)
 	return began
@@ -312,9 +327,10 @@ func (o *outage) probe(now time.Time) {
 }
 
 // forgive ends the outage if a request sent at this time, and answered well, was
-// a probe of it. It reports whether it did.
+// a probe of it. It reports whether it did. One sent at the very moment it began
+// was none: probes come later, and clocks are coarse.
 func (o *outage) forgive(sent time.Time) bool {
-	if !o.active() || sent.Before(o.since) {
+	if !o.active() || !sent.After(o.since) {
 		return false
 	}
 	*o = outage{}
@@ -347,21 +363,25 @@ func (c *coolDown) repeated(now time.Time) bool {
 	return !c.last.IsZero() && !now.Before(c.until) && now.Sub(c.last) < repeatWithin
 }
 
-// start cools for d, at most 1 h; 0 or less stands for 1 s, doubling to 60 s. A
-// guess made while already cooling belongs to a request sent before, and does
-// not double. It returns how long the cool-down lasts from now.
+// start cools for d, at most 1 h; 0 or less stands for 1 s, doubling to 60 s. What
+// comes while already cooling answers a request sent before: a guess does not
+// double, and no time shortens a longer one. It returns how long the cool-down
+// lasts from now.
 func (c *coolDown) start(now time.Time, d time.Duration) time.Duration {
+	running := now.Before(c.until)
 	if d <= 0 {
-		if now.Before(c.until) {
+		if running {
 			return c.until.Sub(now)
 		}
 		d = min(firstCool<<min(c.strikes, 6), longestGuess)
 		c.strikes++
 	}
-	if !now.Before(c.until) {
+	if !running {
 		c.last = now
 	}
-	c.until = now.Add(min(d, maxRetryAfter))
+	if until := now.Add(min(d, maxRetryAfter)); until.After(c.until) {
+		c.until = until
+	}
 	return c.until.Sub(now)
 }
 

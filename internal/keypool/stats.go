@@ -18,8 +18,9 @@ type PoolStats struct {
 	Classes []ClassStats
 }
 
-// ClassStats is one model class in a pool. Sums count each owner once, and leave
-// out dead keys; a limit that any of them does not know is missing from the sum.
+// ClassStats is one model class in a pool. Sums count each owner once, and those
+// of limits and levels leave out dead keys. A key that knows no limit of a kind
+// adds nothing to that kind's sum: the pool's own limit is then unknown, too.
 type ClassStats struct {
 	Class     string
 	Limits    ratelimit.Limits // sums, per minute

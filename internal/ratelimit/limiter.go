@@ -8,7 +8,8 @@ package ratelimit
 type Tokens struct{ Input, Output int }
 
 // Limits are amounts a minute: requests, uncached input tokens, output tokens.
-// 0 (and anything below) means that no limit is known, and none is enforced.
+// 0 (and anything below) means that no limit is known, and none is enforced;
+// anything above 1,000,000,000 counts as that.
 type Limits struct{ RPM, ITPM, OTPM int }
 
 // Usage is a limiter's state at one moment. The levels are what could be taken

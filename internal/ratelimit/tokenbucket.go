@@ -10,6 +10,14 @@ import (
 // cannot put a bucket in debt for longer than it takes to notice.
 const maxTokens = 100_000_000
 
+// maxLimit bounds a limit, so that levels keep fractions of a token: a float64
+// loses them above.
+const maxLimit = 1_000_000_000
+
+// longest is the longest wait told, 146 years in nanoseconds: beyond it a
+// time.Duration overflows and would say that nothing is missing.
+const longest = 1 << 62
+
 // slack forgives the rounding of a level that was computed from a wait: after
 // exactly the time WaitFor names, the bucket must admit.
 const slack = 1e-6
@@ -25,6 +33,7 @@ const slack = 1e-6
 type TokenBucketLimiter struct {
 	mu       sync.Mutex
 	at       time.Time // of the levels below; guarded by mu, as all that follows
+	limits   Limits
 	requests bucket
 	input    bucket
 	output   bucket
@@ -89,9 +98,10 @@ func (l *TokenBucketLimiter) SetLimitAt(now time.Time, limits Limits) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refill(now)
-	l.requests.setLimit(limits.RPM, float64(l.inFlight))
-	l.input.setLimit(limits.ITPM, float64(l.held.Input))
-	l.output.setLimit(limits.OTPM, float64(l.held.Output))
+	l.limits = limits.clamp()
+	l.requests.setLimit(l.limits.RPM, float64(l.inFlight))
+	l.input.setLimit(l.limits.ITPM, float64(l.held.Input))
+	l.output.setLimit(l.limits.OTPM, float64(l.held.Output))
 }
 
 // Levels is an observation of a provider's own buckets. A negative value means
@@ -115,21 +125,37 @@ func (l *TokenBucketLimiter) LowerAt(now time.Time, seen Levels) {
 func (l *TokenBucketLimiter) UsageAt(now time.Time) Usage {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	elapsed := l.elapsed(now)
+	minutes := l.minutes(now)
 	return Usage{
-		Limits:   Limits{RPM: int(l.requests.limit), ITPM: int(l.input.limit), OTPM: int(l.output.limit)},
-		Requests: l.requests.after(elapsed),
-		Input:    l.input.after(elapsed),
-		Output:   l.output.after(elapsed),
+		Limits:   l.limits,
+		Requests: l.requests.after(minutes),
+		Input:    l.input.after(minutes),
+		Output:   l.output.after(minutes),
 		InFlight: l.inFlight,
 		Held:     l.held,
 	}
+}
+
+// RoomAt is what a choice among limiters compares, for less than UsageAt costs:
+// the smallest (level − need)/limit over the buckets with a limit, where the
+// request itself is a need of one, and +Inf where there is no limit; how many are
+// in flight; and whether a request and a token of each kind are there to take.
+func (l *TokenBucketLimiter) RoomAt(now time.Time, need Tokens) (headroom float64, inFlight int, open bool) {
+	need = need.clamp()
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	minutes := l.minutes(now)
+	requests, one := l.requests.room(minutes, 1)
+	input, some := l.input.room(minutes, float64(need.Input))
+	output, more := l.output.room(minutes, float64(need.Output))
+	return min(requests, input, output), l.inFlight, one && some && more
 }
 
 // WaitFor is how long until these levels reach one request and need tokens, if
 // nothing else is taken; 0 when they do now. A need above a bucket's whole limit
 // is counted as the limit: no wait makes a bucket larger.
 func (u Usage) WaitFor(need Tokens) time.Duration {
+	need = need.clamp()
 	return max(
 		wait(u.Limits.RPM, u.Requests, 1),
 		wait(u.Limits.ITPM, u.Input, need.Input),
@@ -138,26 +164,27 @@ func (u Usage) WaitFor(need Tokens) time.Duration {
 }
 
 func wait(limit int, level float64, need int) time.Duration {
-	missing := float64(min(need, limit)) - level
-	if limit == 0 || missing <= slack {
+	want := float64(min(need, limit))
+	if limit == 0 || level >= want-slack {
 		return 0
 	}
-	return time.Duration(math.Ceil(missing / float64(limit) * float64(time.Minute)))
+	missing := want - level
+	return time.Duration(min(longest, math.Ceil(missing/float64(limit)*float64(time.Minute))))
 }
 
-// elapsed is the time since the levels were written, never negative.
-func (l *TokenBucketLimiter) elapsed(now time.Time) time.Duration {
-	return max(0, now.Sub(l.at))
+// minutes is the time since the levels were written, never negative.
+func (l *TokenBucketLimiter) minutes(now time.Time) float64 {
+	return float64(max(0, now.Sub(l.at))) / float64(time.Minute)
 }
 
 func (l *TokenBucketLimiter) refill(now time.Time) {
-	elapsed := l.elapsed(now)
-	if elapsed == 0 {
+	minutes := l.minutes(now)
+	if minutes == 0 {
 		return
 	}
-	l.requests.level = l.requests.after(elapsed)
-	l.input.level = l.input.after(elapsed)
-	l.output.level = l.output.after(elapsed)
+	l.requests.level = l.requests.after(minutes)
+	l.input.level = l.input.after(minutes)
+	l.output.level = l.output.after(minutes)
 	l.at = now
 }
 
@@ -165,9 +192,16 @@ func (l *TokenBucketLimiter) refill(now time.Time) {
 // enforced and the level stays 0.
 type bucket struct{ limit, level float64 }
 
-// after is the level once elapsed has passed.
-func (b bucket) after(elapsed time.Duration) float64 {
-	return min(b.limit, b.level+b.limit*elapsed.Minutes())
+// after is the level once these minutes have passed.
+func (b bucket) after(minutes float64) float64 { return min(b.limit, b.level+b.limit*minutes) }
+
+// room is the share of the limit that remains after need, and whether one can be taken.
+func (b bucket) room(minutes, need float64) (headroom float64, open bool) {
+	if b.limit == 0 {
+		return math.Inf(1), true
+	}
+	level := b.after(minutes)
+	return (level - need) / b.limit, level >= 1-slack
 }
 
 func (b bucket) has(n float64) bool { return b.limit == 0 || b.level >= n-slack }
@@ -179,7 +213,7 @@ func (b *bucket) take(n float64) {
 }
 
 func (b *bucket) setLimit(limit int, inFlight float64) {
-	next := float64(max(0, limit))
+	next := float64(limit)
 	if b.limit == 0 {
 		b.level = next - inFlight
 	}
@@ -199,3 +233,9 @@ func (b *bucket) lower(seen int) {
 func (t Tokens) clamp() Tokens {
 	return Tokens{Input: min(max(0, t.Input), maxTokens), Output: min(max(0, t.Output), maxTokens)}
 }
+
+func (l Limits) clamp() Limits {
+	return Limits{RPM: clampLimit(l.RPM), ITPM: clampLimit(l.ITPM), OTPM: clampLimit(l.OTPM)}
+}
+
+func clampLimit(n int) int { return min(max(0, n), maxLimit) }

@@ -1,0 +1,162 @@
+package keypool_test
+
+import (
+	"math"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/ratelimit"
+)
+
+// cooling is how long the key will cool for the class; 0 where it does not.
+func cooling(tb testing.TB, p *keypool.KeyPool, class, id string) time.Duration {
+	tb.Helper()
+	k := of(tb, p, class, id)
+	if k.State != keypool.StateCooling {
+		return 0
+	}
+	return time.Until(k.Until)
+}
+
+func TestMarkKeyExhaustedCoolsAllClasses(t *testing.T) {
+	for _, tc := range []struct {
+		name       string
+		retryAfter time.Duration
+		want       time.Duration
+	}{
+		{"as told", 17 * time.Second, 17 * time.Second},
+		{"below a second as told", time.Millisecond, time.Millisecond},
+		{"at most an hour", 2 * time.Hour, time.Hour},
+		{"absurd", math.MaxInt64, time.Hour},
+		{"no time named", 0, time.Second},
+		{"negative", -time.Minute, time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, 50, 30_000, 8000)
+				p := newPool(t, "", k)
+				acquire(t, p, keypool.Demand{Class: "seen before"})
+				p.MarkKeyExhausted(k.ID(), tc.retryAfter)
+				for _, class := range []string{keypool.ClassAny, "seen before", "new", keypool.ClassCountTokens, keypool.ClassModels} {
+					assert.Equal(t, tc.want, refused(t, p, keypool.Demand{Class: class}).RetryAfter, "class %q", class)
+					assert.Equal(t, tc.want, cooling(t, p, class, k.ID()), "class %q", class)
+				}
+				assert.Equal(t, tc.want, p.GetEarliestResetTime())
+				time.Sleep(tc.want - 1)
+				_ = refused(t, p, keypool.Demand{Class: opus})
+				time.Sleep(time.Nanosecond)
+				acquire(t, p, keypool.Demand{Class: opus})
+				getKey(t, p)
+			})
+		})
+	}
+}
+
+func TestGuessedCoolDownsDouble(t *testing.T) {
+	for _, mark := range []struct {
+		name string
+		call func(p *keypool.KeyPool, id string)
+	}{
+		{"key", func(p *keypool.KeyPool, id string) { p.MarkKeyExhausted(id, 0) }},
+		{"class with limits", func(p *keypool.KeyPool, id string) { p.MarkClassExhausted(id, opus, -1) }},
+	} {
+		t.Run(mark.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, 50, 0, 0)
+				p := newPool(t, "", k)
+				lease := acquire(t, p, keypool.Demand{Class: opus})
+				guess := func() time.Duration {
+					mark.call(p, k.ID())
+					got := cooling(t, p, opus, k.ID())
+					time.Sleep(got / 2)
+					mark.call(p, k.ID()) // answers a request sent before: neither doubles nor lengthens
+					require.Equal(t, got-got/2, cooling(t, p, opus, k.ID()))
+					lease.Succeeded() // and so does a success
+					require.Equal(t, got-got/2, cooling(t, p, opus, k.ID()))
+					time.Sleep(got - got/2)
+					return got
+				}
+				for i, want := range []int{1, 2, 4, 8, 16, 32, 60, 60, 60} {
+					require.Equal(t, time.Duration(want)*time.Second, guess(), "guess %d", i+1)
+				}
+				lease.Succeeded()
+				assert.Equal(t, time.Second, guess(), "after a success")
+				lease.Settle(ratelimit.Tokens{})
+				lease.Succeeded()
+				assert.Equal(t, 2*time.Second, guess(), "a settled lease proves nothing more")
+			})
+		})
+	}
+}
+
+// Concurrent requests bring their refusals in any order.
+func TestNoRefusalCutsACoolDownShort(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keyOf(0, 0, 0, 0)
+		p := newPool(t, "", k)
+		p.MarkKeyExhausted(k.ID(), time.Minute)
+		p.MarkKeyExhausted(k.ID(), time.Second)
+		assert.Equal(t, time.Minute, p.GetEarliestResetTime())
+		p.MarkKeyExhausted(k.ID(), 2*time.Minute)
+		assert.Equal(t, 2*time.Minute, p.GetEarliestResetTime(), "a longer one counts")
+
+		p.MarkClassExhausted(k.ID(), opus, 10*time.Minute)
+		p.MarkClassExhausted(k.ID(), opus, 3*time.Minute)
+		assert.Equal(t, 10*time.Minute, cooling(t, p, opus, k.ID()))
+	})
+}
+
+func TestMarkClassExhausted(t *testing.T) {
+	type refusal struct {
+		after, retryAfter time.Duration
+		want              time.Duration // cooling from then on
+	}
+	known, unknown := keyOf(0, 50, 0, 0), keyOf(0, 0, 0, 0)
+	for _, tc := range []struct {
+		name     string
+		key      keypool.KeyConfig
+		refusals []refusal
+	}{
+		{"unknown limits cool as long as told", unknown, []refusal{{0, 42 * time.Second, 42 * time.Second}}},
+		{"at most an hour", unknown, []refusal{{0, 5 * time.Hour, time.Hour}}},
+		{"known limits encode the wait", known, []refusal{{0, 42 * time.Second, time.Second}}},
+		{"and less where less is told", known, []refusal{{0, 300 * time.Millisecond, 300 * time.Millisecond}}},
+		{"the second within 10 s counts in full", known, []refusal{{0, 42 * time.Second, time.Second}, {2 * time.Second, 42 * time.Second, 42 * time.Second}}},
+		{"just within", known, []refusal{{0, 42 * time.Second, time.Second}, {10*time.Second - 1, 42 * time.Second, 42 * time.Second}}},
+		{"just not", known, []refusal{{0, 42 * time.Second, time.Second}, {10 * time.Second, 42 * time.Second, time.Second}}},
+		{"one that was sent before the first is no second", known, []refusal{{0, 42 * time.Second, time.Second}, {500 * time.Millisecond, 42 * time.Second, time.Second}}},
+		{"nor does it count from then on", known, []refusal{{0, 42 * time.Second, time.Second}, {900 * time.Millisecond, 42 * time.Second, time.Second}, {9500 * time.Millisecond, 42 * time.Second, time.Second}}},
+		{"nor does it cut the full one short", known, []refusal{{0, 42 * time.Second, time.Second}, {2 * time.Second, 42 * time.Second, 42 * time.Second}, {time.Second, 42 * time.Second, 41 * time.Second}}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPool(t, "", tc.key)
+				for i, r := range tc.refusals {
+					time.Sleep(r.after)
+					p.MarkClassExhausted(tc.key.ID(), opus, r.retryAfter)
+					require.Equal(t, r.want, cooling(t, p, opus, tc.key.ID()), "refusal %d", i+1)
+					require.Equal(t, r.want, refused(t, p, keypool.Demand{Class: opus}).RetryAfter)
+				}
+				assert.Zero(t, p.GetEarliestResetTime(), "other classes serve")
+				acquire(t, p, keypool.Demand{Class: "sonnet-5"})
+			})
+		})
+	}
+}
+
+func TestLimitsLearnedWithTheRefusalCount(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keyOf(0, 0, 0, 0)
+		p := newPool(t, "", k)
+		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(60, 59, 6000, 0)))
+		p.MarkClassExhausted(k.ID(), opus, 42*time.Second)
+		assert.Equal(t, time.Second, refused(t, p, keypool.Demand{Class: opus}).RetryAfter)
+		time.Sleep(time.Second)
+		assert.Equal(t, 100, acquire(t, p, keypool.Demand{Class: opus, Input: 5000}).Held().Input, "a small, cached turn may go; what refilled is there")
+	})
+}
