@@ -84,7 +84,7 @@ type walk struct {
 	again   bool     // the last upstream is being asked once more
 	counted int      // attempts that may have cost an upstream work
 	moved   bool     // the one move for broken answers is spent
-	tried   []string // keys that this request must not use again
+	tried   []string // keys of this upstream that the request must not use again
 	avoid   string   // key whose owner has just failed, used only if it is the last one
 }
 
@@ -105,7 +105,7 @@ func (w *walk) nextUpstream() bool {
 		return false
 	}
 	w.at++
-	w.avoid = ""
+	w.avoid, w.tried = "", nil
 	return true
 }
 
@@ -141,6 +141,11 @@ func (w *walk) move(x *exchange, a *answer) bool {
 func (h *Handler) attempt(x *exchange, up *router.Upstream, lease keypool.Lease) *answer {
 	a := &answer{up: up, lease: lease}
 	a.ctx, a.cancel = context.WithCancelCause(x.r.Context())
+	defer func() {
+		if a.verdict == notTried { // a panic passes through, and must not keep the key
+			a.abandon()
+		}
+	}()
 	x.attempts++
 	x.provider, x.keyID = up.Provider.Name(), lease.KeyID()
 	a.verdict = a.try(x)
@@ -169,13 +174,19 @@ func (a *answer) try(x *exchange) verdict {
 		return judgeError(err, context.Cause(a.ctx))
 	}
 	a.status = a.resp.StatusCode
-	if coding := a.resp.Header.Get("Content-Encoding"); coding != "" && coding != "identity" {
-		return failed // not asked for, and the client may not understand it
-	}
-	if a.status != http.StatusOK {
-		// What cannot be read of an error is not needed to judge it.
-		a.body, _ = io.ReadAll(io.LimitReader(a.resp.Body, maxErrorBody))
+	coding := a.resp.Header.Get("Content-Encoding")
+	plain := coding == "" || coding == "identity" // nothing else was asked for, and the client may not understand it
+	switch {
+	case a.status == http.StatusSwitchingProtocols:
+		return failed // a read from such a connection is ended by no timeout
+	case a.status != http.StatusOK:
+		if plain {
+			// What cannot be read of an error is not needed to judge it.
+			a.body, _ = io.ReadAll(io.LimitReader(a.resp.Body, maxErrorBody))
+		}
 		return judge(a.status, a.body)
+	case !plain:
+		return failed
 	}
 	switch mediaType(a.resp.Header) {
 	case "text/event-stream":

@@ -195,6 +195,7 @@ func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.Error
 	}
 	x.expose(w.Header())
 	x.committed = true
+	x.extend(w)
 	messages.WriteError(w, status, kind, message, x.id)
 }
 

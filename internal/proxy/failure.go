@@ -58,6 +58,7 @@ func (f *failure) note(x *exchange, a *answer) {
 	if a.resp != nil {
 		r.header = a.resp.Header
 	}
+	said, shaped := messages.ParseError(a.body)
 	switch a.verdict {
 	case limited:
 		f.dryFor(keypool.ParseRetryAfter(r.header))
@@ -65,10 +66,11 @@ func (f *failure) note(x *exchange, a *answer) {
 		f.spent = true
 	case overloaded:
 		r.status, r.message = messages.StatusOverloaded, "provider "+x.provider+" is overloaded"
+		shaped = said.Error.Type == messages.Overloaded // a 503 may say something else
 		f.overloaded = r
 	case failed:
 		if r.status < 500 {
-			r.status, r.body = http.StatusBadGateway, nil
+			r.status, shaped = http.StatusBadGateway, false
 		}
 		r.message = "provider " + x.provider + " sent an answer that cannot be used"
 		f.broken = r
@@ -87,6 +89,9 @@ func (f *failure) note(x *exchange, a *answer) {
 	case noModel:
 		r.message = "provider " + x.provider + " does not know this model"
 		f.noModel = r
+	}
+	if !shaped { // a page, another vendor's error, a part of an answer
+		r.body = nil
 	}
 }
 
@@ -126,6 +131,7 @@ func (x *exchange) asked() string {
 func (x *exchange) writeError(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
 	x.status, x.committed = status, true
 	x.expose(w.Header())
+	x.extend(w)
 	messages.WriteError(w, status, kind, message, x.id)
 }
 
@@ -146,6 +152,7 @@ func (x *exchange) writeReply(w http.ResponseWriter, r *reply) {
 		}
 		x.status, x.committed = r.status, true
 		x.expose(w.Header())
+		x.extend(w)
 		messages.WriteError(w, r.status, messages.TypeOfStatus(r.status), message, id)
 		return
 	}

@@ -5,6 +5,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	stdlog "log"
@@ -44,7 +45,14 @@ const (
 // patient is how long a test waits for something that must happen.
 const patient = 10 * time.Second
 
-func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
+func TestMain(m *testing.M) {
+	flag.Parse()
+	// Tests here wait more than they work.
+	if err := flag.Set("test.parallel", "16"); err != nil {
+		panic(err)
+	}
+	goleak.VerifyTestMain(m)
+}
 
 // leakFree fails the test if goroutines of it are left once its cleanups are done.
 // Call it first. Tests that call it must not run in parallel; their subtests may.
@@ -100,6 +108,7 @@ func serve(t testing.TB, h http.Handler) string {
 type upstream struct {
 	provider.Config
 	keys      []string
+	limits    keypool.KeyConfig // of each key
 	transport http.RoundTripper // nil: a real one
 }
 
@@ -181,7 +190,9 @@ func (u upstream) start(t testing.TB, log zerolog.Logger) *router.Upstream {
 	require.NoError(t, err)
 	pool := keypool.PoolConfig{Logger: log}
 	for _, k := range u.keys {
-		pool.Keys = append(pool.Keys, keypool.KeyConfig{Key: secret.New(k)})
+		one := u.limits
+		one.Key = secret.New(k)
+		pool.Keys = append(pool.Keys, one)
 	}
 	up := &router.Upstream{
 		Provider: prov, Transport: u.transport,

@@ -41,8 +41,8 @@ func answering(kind string, body func() io.Reader) roundTrip {
 }
 
 // handlerFunc serves bodies of alice's without a network.
-func handlerFunc(live *proxy.Live) func(body string) *httptest.ResponseRecorder {
-	h := proxy.NewHandler(live, zerolog.Nop())
+func handlerFunc(live *proxy.Live, log zerolog.Logger) func(body string) *httptest.ResponseRecorder {
+	h := proxy.NewHandler(live, log)
 	return func(body string) *httptest.ResponseRecorder {
 		w := httptest.NewRecorder()
 		h.ServeHTTP(w, aliceRequest(body))
@@ -53,5 +53,6 @@ func handlerFunc(live *proxy.Live) func(body string) *httptest.ResponseRecorder 
 func aliceRequest(body string) *http.Request {
 	r := httptest.NewRequest("POST", "/v1/messages", strings.NewReader(body))
 	r.Header.Set("X-Api-Key", aliceToken)
+	r.Header.Set("Anthropic-Version", "2023-06-01")
 	return r
 }

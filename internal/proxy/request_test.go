@@ -9,6 +9,7 @@ import (
 	"testing"
 	"testing/synctest"
 
+	"github.com/rs/zerolog"
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
@@ -220,7 +221,7 @@ func TestABodyIsNotReusedBeforeItsLastReader(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		late := &lateReader{goOn: make(chan struct{})}
 		live := newLive(t, setup{upstreams: []upstream{memory(late)}}, newLogs().logger())
-		serve := handlerFunc(live)
+		serve := handlerFunc(live, zerolog.Nop())
 		var sent []string
 		for i := range 20 {
 			body := `{"model":"claude-opus-5-5","n":` + itoa(i) + `,"pad":"` + strings.Repeat(itoa(i%10), 2000) + `"}`

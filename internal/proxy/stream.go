@@ -50,8 +50,9 @@ func (h *Handler) forward(w http.ResponseWriter, x *exchange, a *answer) {
 func (a *answer) end(x *exchange) {
 	if a.frames != nil {
 		a.usage, a.metered = a.meter.Usage(), a.meter.Started()
-		// What was produced of an answer that did not end is known only roughly.
-		a.usage.Output = max(a.usage.Output, a.meter.Deltas())
+		if !a.meter.Final() { // what was produced of it is known only roughly
+			a.usage.Output = max(a.usage.Output, a.meter.Deltas())
+		}
 		x.partial = !a.meter.Complete()
 	}
 	x.usage = a.usage
@@ -70,13 +71,15 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 		return
 	}
 	x.commit(w, a.status)
+	a.watch.pause()
 	x.write(w, a.body)
 	a.watch.set(a.up.IdleTimeout)
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := a.resp.Body.Read(buf)
-		a.watch.extend(time.Now(), a.up.IdleTimeout)
+		a.watch.pause()
 		x.write(w, buf[:n])
+		a.watch.extend(time.Now(), a.up.IdleTimeout)
 		if errors.Is(err, io.EOF) {
 			return
 		}
@@ -91,7 +94,11 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 	x.commit(w, a.status)
 	a.watch.set(a.up.IdleTimeout)
-	done := false
+	var (
+		done    bool
+		said    int  // length of the error event at the end of what was read
+		halfEnd bool // a CR was written whose LF may still come
+	)
 	for {
 		for !done {
 			frame, ok := a.frames.Next()
@@ -103,7 +110,7 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			case messages.EventMessageStop:
 				done = true
 			case messages.EventError:
-				done = true
+				done, said = true, len(frame.Raw)
 				a.failed(x, frame.Data)
 			}
 		}
@@ -111,11 +118,13 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			a.frames.Spill()
 		}
 		if run := a.frames.Whole(); len(run) > 0 {
-			x.write(w, run)
+			a.watch.pause()
+			x.write(w, x.scrubTail(run, said))
 			a.frames.Discard()
+			halfEnd = run[len(run)-1] == '\r'
 		}
 		if done {
-			a.finishReading()
+			a.finishReading(w, x, halfEnd)
 			return
 		}
 		if a.readErr != nil {
@@ -125,6 +134,16 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 		a.watch.extend(time.Now(), a.up.IdleTimeout)
 		_, a.readErr = a.frames.Fill(a.resp.Body)
 	}
+}
+
+// scrubTail takes known secrets out of the last n bytes of run: an error event
+// is the one part of a stream that a provider words itself.
+func (x *exchange) scrubTail(run []byte, n int) []byte {
+	if n == 0 {
+		return run
+	}
+	at := len(run) - n
+	return append(run[:at:at], x.live.scrub.Replace(string(run[at:]))...)
 }
 
 // failed notes an error event that the client has been sent as it came.
@@ -143,13 +162,20 @@ func (a *answer) failed(x *exchange, data []byte) {
 }
 
 // finishReading waits a moment for the upstream to end the answer, so that its
-// connection can be used again. What still comes is dropped.
-func (a *answer) finishReading() {
+// connection can be used again. What still comes is dropped, but for the second
+// half of the last line's end.
+func (a *answer) finishReading(w http.ResponseWriter, x *exchange, halfEnd bool) {
 	if a.readErr != nil {
 		return
 	}
 	a.watch.set(afterEnd)
-	_, _ = io.Copy(io.Discard, io.LimitReader(a.resp.Body, maxTail))
+	rest := io.LimitReader(a.resp.Body, maxTail)
+	if lf := make([]byte, 1); halfEnd {
+		if n, _ := rest.Read(lf); n == 1 && lf[0] == '\n' {
+			x.write(w, lf)
+		}
+	}
+	_, _ = io.Copy(io.Discard, rest)
 }
 
 // cut ends a stream that broke off: with an error event at the end of a frame,

@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"math"
 	"sync/atomic"
 	"time"
 )
@@ -38,8 +39,22 @@ func (w *watch) set(limit time.Duration) {
 	w.timer.Reset(limit)
 }
 
+// pause lets no time count until the next extend or set: what a client takes to
+// read is not the upstream's silence.
+func (w *watch) pause() { w.ends.Store(paused) }
+
+const (
+	paused  = math.MaxInt64
+	recheck = 100 * time.Millisecond // while paused
+)
+
 func (w *watch) fire() {
-	if left := time.Duration(w.ends.Load()) - time.Since(w.began); left > 0 {
+	ends := w.ends.Load()
+	if ends == paused {
+		w.timer.Reset(recheck)
+		return
+	}
+	if left := time.Duration(ends) - time.Since(w.began); left > 0 {
 		w.timer.Reset(left)
 		return
 	}
@@ -47,6 +62,7 @@ func (w *watch) fire() {
 }
 
 func (w *watch) stop() {
+	w.ends.Store(0) // a fire under way must not start the timer for good
 	if w.timer != nil {
 		w.timer.Stop()
 	}

@@ -1,0 +1,331 @@
+package proxy_test
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
+	"testing"
+	"testing/iotest"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/proxy"
+	"cc-relay/internal/simulator"
+)
+
+// A key that is out is left alone: the next requests go to others, or are refused
+// without asking.
+func TestTroubleIsRemembered(t *testing.T) {
+	lasts := func(tr trouble) bool {
+		return tr.next == otherKey && tr.status != http.StatusForbidden && tr.wait != "1"
+	}
+	eachTrouble(t, lasts, func(t *testing.T, tr trouble, stream bool) {
+		a := tr.start(t, 2, "1")
+		r := relayOf(t, a)
+		for range 4 {
+			requireServed(t, r.do(call{body: ask(opus, stream)}), stream)
+		}
+		assert.Equal(t, []string{"key-1", "key-2", "key-2", "key-2", "key-2"}, a.keysSeen())
+
+		b := tr.start(t, 1, "")
+		r = relayOf(t, b)
+		first := r.do(call{body: ask(opus, stream)})
+		second := r.do(call{body: ask(opus, stream)})
+		assert.Len(t, b.Seen(), 1, "the provider was asked again")
+		assert.InDelta(t, 0, second.record["attempts"], 0)
+		requireError(t, second, tr.status, tr.kind)
+		assert.Equal(t, first.header.Get("X-Should-Retry"), second.header.Get("X-Should-Retry"))
+		assert.Equal(t, first.header.Get("Retry-After"), second.header.Get("Retry-After"))
+		assert.Empty(t, second.header.Get("X-Cc-Relay-Key"), "no key was asked")
+	})
+}
+
+// simulated is a transport that asks a simulator without a network, for tests in
+// which time passes.
+func simulated(s *simulator.Simulator) roundTrip {
+	return func(r *http.Request) (*http.Response, error) {
+		body, err := io.ReadAll(r.Body)
+		if err != nil {
+			return nil, err
+		}
+		_ = r.Body.Close()
+		in := r.Clone(r.Context())
+		in.Body = io.NopCloser(bytes.NewReader(body))
+		w, whole := httptest.NewRecorder(), false
+		func() {
+			defer func() { _ = recover() }() // how a handler breaks its connection
+			s.ServeHTTP(w, in)
+			whole = true
+		}()
+		resp := w.Result()
+		if !whole {
+			resp.Body = io.NopCloser(io.MultiReader(resp.Body, iotest.ErrReader(io.ErrUnexpectedEOF)))
+		}
+		return resp, nil
+	}
+}
+
+var unlimited keypool.KeyConfig
+
+// bubble is a relay inside a synctest bubble, before one simulator.
+type bubble struct {
+	*simulator.Simulator
+	handler *proxy.Handler
+	pool    *keypool.KeyPool
+	log     *logs
+}
+
+func newBubble(t *testing.T, keys int, limits keypool.KeyConfig, f ...simulator.Fault) *bubble {
+	t.Helper()
+	cfg := simulator.Config{Faults: f}
+	up := memory(nil)
+	up.keys = nil
+	for i := 1; i <= keys; i++ {
+		up.keys = append(up.keys, keyOf("a", i))
+		cfg.Organizations = append(cfg.Organizations, simulator.Organization{ID: "org-" + itoa(i), Keys: []simulator.Key{{Key: keyOf("a", i)}}})
+	}
+	s, err := simulator.New(cfg)
+	require.NoError(t, err)
+	up.transport = simulated(s)
+	up.limits = limits
+	b := &bubble{Simulator: s, log: newLogs()}
+	live := newLive(t, setup{upstreams: []upstream{up}}, b.log.logger())
+	b.handler, b.pool = proxy.NewHandler(live, b.log.logger()), live.Router.Upstreams()[0].Pool
+	return b
+}
+
+func (b *bubble) ask(body string) *httptest.ResponseRecorder {
+	w := httptest.NewRecorder()
+	b.handler.ServeHTTP(w, aliceRequest(body))
+	return w
+}
+
+// A pool that is dry does not ask its provider before the time it told the client
+// is over, and does ask when it is.
+func TestCoolDownsEndWhenTheClientWasTold(t *testing.T) {
+	for header, tt := range map[string]struct {
+		told   string
+		cooled time.Duration
+	}{
+		"5":    {"5", 5 * time.Second},
+		"2.5":  {"3", 2500 * time.Millisecond},
+		"100":  {"60", 100 * time.Second},
+		"180":  {"60", 180 * time.Second},
+		"181":  {"181", 181 * time.Second},
+		"200":  {"200", 200 * time.Second},
+		"3600": {"3600", time.Hour},
+		"9999": {"3600", time.Hour},
+		"":     {"1", time.Second},
+		"-4":   {"1", time.Second},
+	} {
+		t.Run("retry-after "+header, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				f := limit429(header)
+				f.To = 1
+				b := newBubble(t, 1, unlimited, f)
+				w := b.ask(ask(opus, false))
+				require.Equal(t, 429, w.Code)
+				assert.Equal(t, tt.told, w.Header().Get("Retry-After"))
+
+				time.Sleep(tt.cooled - time.Millisecond)
+				w = b.ask(ask(opus, false))
+				require.Equal(t, 429, w.Code, "the pool is still dry")
+				assert.Equal(t, "1", w.Header().Get("Retry-After"), "the time that is left")
+				assert.Len(t, b.Seen(), 1, "the provider was asked while its key cools down")
+
+				time.Sleep(time.Millisecond)
+				require.Equal(t, 200, b.ask(ask(opus, false)).Code, "the cool-down is over")
+			})
+		})
+	}
+}
+
+// The client is told the earliest of all keys and providers.
+func TestTheEarliestKeyCounts(t *testing.T) {
+	leakFree(t)
+	a := newSim(t, "a", 3, key(1, limit429("90")), key(2, limit429("20")), key(3, limit429("300")))
+	b := newSim(t, "b", 1, limit429("40"))
+	r := relayOf(t, a, b)
+	for range 2 {
+		got := r.do(call{body: ask(opus, false)})
+		requireError(t, got, 429, "rate_limit_error")
+		assert.Equal(t, "20", got.header.Get("Retry-After"))
+	}
+	assert.Equal(t, []string{"key-1", "key-2", "key-3"}, a.keysSeen())
+	assert.Len(t, b.Seen(), 1)
+	t.Run("a class of its own", func(t *testing.T) {
+		require.NoError(t, a.SetFaults(nil))
+		requireServed(t, r.do(call{body: ask(haiku, false)}), false)
+		assert.Equal(t, 429, r.do(call{body: ask(opus, false)}).status)
+	})
+}
+
+// Dead keys are tried again by one live request when their time is over.
+func TestDeadKeysAreProbed(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault simulator.Fault
+		pause time.Duration
+	}{
+		"unauthorized": {status(401), 5 * time.Minute},
+		"spent":        {coded(429, "enforced_spend_limit_reached"), time.Hour},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				tt.fault.To = 1
+				b := newBubble(t, 1, unlimited, tt.fault)
+				first := b.ask(ask(opus, false))
+				require.NotEqual(t, 200, first.Code)
+				time.Sleep(tt.pause - time.Second)
+				assert.Equal(t, first.Code, b.ask(ask(opus, false)).Code)
+				assert.Len(t, b.Seen(), 1)
+				time.Sleep(time.Second)
+				require.Equal(t, 200, b.ask(ask(opus, false)).Code)
+				require.Equal(t, 200, b.ask(ask(opus, false)).Code, "it is forgiven at once")
+			})
+		})
+	}
+}
+
+// One 403 says more about a request than about a key; two of different clients
+// say that the key may not do this.
+func TestForbiddenTwice(t *testing.T) {
+	leakFree(t)
+	forbid := func(r *relay, token string) reply { return r.do(call{token: token, body: ask(opus, false)}) }
+	t.Run("by one client: the key stays", func(t *testing.T) {
+		a := newSim(t, "a", 1, status(403))
+		r := relayOf(t, a)
+		for range 3 {
+			assert.Equal(t, 403, forbid(r, aliceToken).status)
+		}
+		assert.Len(t, a.Seen(), 3)
+	})
+	t.Run("by two clients: it is out for the class", func(t *testing.T) {
+		a := newSim(t, "a", 1, status(403))
+		r := relayOf(t, a)
+		assert.Equal(t, 403, forbid(r, aliceToken).status)
+		assert.Equal(t, 403, forbid(r, bobToken).status)
+		got := forbid(r, aliceToken)
+		requireError(t, got, 502, "api_error")
+		assert.Equal(t, "false", got.header.Get("X-Should-Retry"))
+		assert.Len(t, a.Seen(), 2)
+		require.NoError(t, a.SetFaults(nil))
+		requireServed(t, r.do(call{body: ask(haiku, false)}), false)
+	})
+	t.Run("with a success between: the key stays", func(t *testing.T) {
+		two := status(403)
+		two.Every = 2
+		a := newSim(t, "a", 1, two)
+		r := relayOf(t, a)
+		var got []int
+		for _, token := range []string{aliceToken, aliceToken, bobToken, bobToken, aliceToken} {
+			got = append(got, forbid(r, token).status)
+		}
+		assert.Equal(t, []int{403, 200, 403, 200, 403}, got)
+	})
+	t.Run("blaming the account: it is out at once", func(t *testing.T) {
+		a := newSim(t, "a", 1, coded(403, "organization_on_hold"))
+		r := relayOf(t, a)
+		assert.Equal(t, 403, forbid(r, aliceToken).status)
+		requireError(t, forbid(r, aliceToken), 502, "api_error")
+		assert.Len(t, a.Seen(), 1)
+	})
+}
+
+func TestUnknownModelsAreRemembered(t *testing.T) {
+	leakFree(t)
+	a, b := startSim(t, "a", 1, simulator.Config{Models: []string{haiku}}), newSim(t, "b", 1)
+	r := relayOf(t, a, b)
+	for range 3 {
+		got := r.do(call{body: ask(opus, true)})
+		requireServed(t, got, true)
+		assert.Equal(t, "b", got.header.Get("X-Cc-Relay-Provider"))
+	}
+	assert.Len(t, a.Seen(), 1, "a provider that lacks a model is asked once")
+	got := r.do(call{body: ask(haiku, true)})
+	requireServed(t, got, true)
+	assert.Equal(t, "a", got.header.Get("X-Cc-Relay-Provider"), "other models are not concerned")
+}
+
+func TestAModelNobodyKnows(t *testing.T) {
+	leakFree(t)
+	a, b := newSim(t, "a", 2), newSim(t, "b", 1)
+	r := relayOf(t, a, b)
+	for n := 1; n <= 2; n++ {
+		got := r.do(call{body: ask("gpt-17", false)})
+		e := requireError(t, got, 404, "not_found_error")
+		assert.Equal(t, "model: gpt-17", e.Error.Message)
+		assert.Len(t, a.Seen(), n, "when all are believed to lack it, asking is better than refusing")
+		assert.Len(t, b.Seen(), n)
+	}
+}
+
+// A conversation's next turn finds the prompt cache of the key that served it.
+func TestConversationsStayOnTheirKey(t *testing.T) {
+	leakFree(t)
+	session := func(id string) http.Header { return http.Header{"X-Claude-Code-Session-Id": {id}} }
+	userID := func(id string) string {
+		quoted, _ := json.Marshal(id)
+		return strings.Replace(ask(opus, false), `"max_tokens"`, `"metadata":{"user_id":`+string(quoted)+`},"max_tokens"`, 1)
+	}
+	for name, turn := range map[string]call{
+		"header":           {header: session("one"), body: ask(opus, false)},
+		"user_id, JSON":    {body: userID(`{"device_id":"d","account_uuid":"","session_id":"two"}`)},
+		"user_id, older":   {body: userID("user_abc_account__session_three")},
+		"session affinity": {header: http.Header{"X-Session-Affinity": {"four"}}, body: ask(opus, false)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newSim(t, "a", 5)
+			r := relayOf(t, a)
+			for range 7 { // others come between, and would each take the next key
+				requireServed(t, r.do(turn), false)
+				requireServed(t, r.do(call{body: ask(opus, false)}), false)
+			}
+			used := map[string]bool{}
+			for i, rec := range a.Seen() {
+				if i%2 == 0 {
+					used[rec.Key] = true
+				}
+			}
+			assert.Len(t, used, 1, "keys of one conversation: %v", used)
+		})
+	}
+}
+
+// Nobody can reach another client's home by using its session id.
+func TestConversationsBelongToTheirClient(t *testing.T) {
+	leakFree(t)
+	a := newSim(t, "a", 2)
+	r := relayOf(t, a)
+	same := http.Header{"X-Claude-Code-Session-Id": {"one"}}
+	for range 3 {
+		requireServed(t, r.do(call{token: aliceToken, header: same, body: ask(opus, false)}), false)
+		requireServed(t, r.do(call{token: bobToken, header: same, body: ask(opus, false)}), false)
+	}
+	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
+}
+
+func TestAConversationMovesOnceWhenItsKeyDies(t *testing.T) {
+	leakFree(t)
+	dead := key(1, status(401))
+	dead.From = 2
+	a := newSim(t, "a", 3, dead)
+	r := relayOf(t, a)
+	turn := call{header: http.Header{"X-Claude-Code-Session-Id": {"one"}}, body: ask(opus, false)}
+	for range 6 {
+		requireServed(t, r.do(turn), false)
+	}
+	seen := a.keysSeen()
+	require.Equal(t, []string{"key-1", "key-1"}, seen[:2])
+	for _, k := range seen[3:] {
+		assert.Equal(t, seen[2], k, "keys: %v", seen)
+	}
+	assert.Len(t, seen, 7, fmt.Sprint(seen))
+}
