@@ -113,12 +113,15 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 		return false
 	}
 	x.msg = msg
-	x.model = string(msg.Model) // a copy: the body is given back before the record is written
+	// A copy: the body is given back before the record is written. Without known
+	// secrets: it goes into logs, and clients write tokens in the wrong place.
+	x.model = x.live.scrub.Replace(string(msg.Model))
+	class := keypool.ClassOf(x.model)
 	x.demand = keypool.Demand{
-		Class:        keypool.ClassOf(x.model),
+		Class:        class,
 		Input:        len(msg.Body) / bytesPerToken,
 		MaxTokens:    msg.MaxTokens,
-		Conversation: conversation(x.client, messages.SessionID(x.r.Header, msg.UserID)),
+		Conversation: conversation(x.client, class, messages.SessionID(x.r.Header, msg.UserID)),
 	}
 	if x.r.URL.Path == "/v1/messages/count_tokens" {
 		x.demand = keypool.Demand{Class: keypool.ClassCountTokens}
@@ -130,12 +133,14 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 var conversationSeed = maphash.MakeSeed()
 
 // conversation identifies a session within its client, so that nobody can reach
-// another client's home by guessing an id. 0 means no session.
-func conversation(client, session string) uint64 {
+// another client's home by guessing an id; and within a model class, because the
+// small requests that a coding agent makes to another model have another prompt.
+// 0 means no session.
+func conversation(client, class, session string) uint64 {
 	if session == "" {
 		return 0
 	}
-	return max(1, maphash.Comparable(conversationSeed, [2]string{client, session}))
+	return max(1, maphash.Comparable(conversationSeed, [3]string{client, class, session}))
 }
 
 // call is the request as the upstreams shall get it.
@@ -219,7 +224,7 @@ func (x *exchange) record(log zerolog.Logger) {
 	e.Str("request_id", x.id).
 		Str("client", x.client).
 		Str("method", x.r.Method).
-		Str("path", printable(x.r.URL.Path)).
+		Str("path", printable(x.live.scrub.Replace(x.r.URL.Path))).
 		Str("model", printable(x.model)).
 		Bool("stream", x.msg.Stream).
 		Str("upstream", x.provider).

@@ -219,26 +219,27 @@ func (h *Handler) relay(w http.ResponseWriter, x *exchange) {
 // serveHello answers probes, with or without credentials.
 func (h *Handler) serveHello(w http.ResponseWriter, x *exchange) {
 	x.quiet = true
-	writeText(w, http.StatusOK, "ok\n")
+	x.writeText(w, http.StatusOK, "ok\n")
 }
 
 // serveReady says whether the relay takes work and has a key to do it with.
 func (h *Handler) serveReady(w http.ResponseWriter, x *exchange) {
 	x.quiet = true
 	if h.draining.Load() {
-		writeText(w, http.StatusServiceUnavailable, "draining\n")
+		x.writeText(w, http.StatusServiceUnavailable, "draining\n")
 		return
 	}
 	for _, up := range x.live.Router.Upstreams() {
 		if s := up.Pool.GetStats(); s.Dead < s.Total {
-			writeText(w, http.StatusOK, "ok\n")
+			x.writeText(w, http.StatusOK, "ok\n")
 			return
 		}
 	}
-	writeText(w, http.StatusServiceUnavailable, "no usable key\n")
+	x.writeText(w, http.StatusServiceUnavailable, "no usable key\n")
 }
 
-func writeText(w http.ResponseWriter, status int, text string) {
+func (x *exchange) writeText(w http.ResponseWriter, status int, text string) {
+	x.status, x.outcome, x.committed = status, outcomeServed, true
 	h := w.Header()
 	h.Set("Content-Type", "text/plain; charset=utf-8")
 	h.Set("Cache-Control", "no-store")
