@@ -74,15 +74,14 @@ func serve(ctx context.Context, cfg *config.Config, source string, log zerolog.L
 	if err != nil {
 		return err
 	}
+	signals := make(chan os.Signal, 2) // from before the first request on: nothing is cut by an early signal
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	defer signal.Stop(signals)
 	r, err := startRelay(cfg.Server.Listen, live, log)
 	if err != nil {
 		return err
 	}
 	log.Info().Str("listen", r.addr()).Str("config", source).Str("version", version()).Int("providers", len(cfg.Providers)).Msg("relay serves")
-
-	signals := make(chan os.Signal, 2)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
-	defer signal.Stop(signals)
 	select {
 	case <-ctx.Done():
 	case <-signals:

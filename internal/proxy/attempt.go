@@ -169,7 +169,7 @@ func (a *answer) try(x *exchange) verdict {
 	if err != nil {
 		return failed
 	}
-	a.resp, err = a.up.Transport.RoundTrip(req)
+	a.resp, err = a.up.Transport.RoundTrip(req) //nolint:bodyclose // closed by answer.close, whatever ends the attempt
 	if err != nil {
 		return judgeError(err, context.Cause(a.ctx))
 	}

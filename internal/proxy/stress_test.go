@@ -23,7 +23,11 @@ func echo(t testing.TB, name string, keys int, f ...simulator.Fault) *sim {
 	return startSim(t, name, keys, simulator.Config{
 		Faults: f,
 		Reply: func(req simulator.Request) simulator.Reply {
-			return simulator.Reply{Blocks: []simulator.ReplyBlock{{Text: strings.Repeat(req.UserText+" ", 5)}}}
+			times := 5
+			if strings.HasPrefix(req.UserText, "leave") { // who leaves gets something to leave
+				times = 10_000
+			}
+			return simulator.Reply{Blocks: []simulator.ReplyBlock{{Text: strings.Repeat(req.UserText+" ", times)}}}
 		},
 	})
 }
@@ -38,13 +42,13 @@ func mixedFaults() []simulator.Fault {
 	spentOnce.Nth = 5
 	return []simulator.Fault{
 		spentOnce,
-		seldom(11, limit429("")),
+		seldom(31, limit429("")),
 		seldom(13, status(529)),
 		seldom(17, status(500)),
 		seldom(19, simulator.Fault{Kind: simulator.FaultReset, RST: true}),
 		seldom(23, simulator.Fault{Kind: simulator.FaultCut, AfterEvents: 4, AfterBytes: 40}),
 		seldom(29, simulator.Fault{Kind: simulator.FaultCut, AfterEvents: 5, MidFrame: true, RST: true}),
-		seldom(31, errorFirst("overloaded_error", "")),
+		seldom(11, errorFirst("overloaded_error", "")),
 		seldom(37, simulator.Fault{Kind: simulator.FaultErrorEvent, AfterEvents: 3}),
 		seldom(41, simulator.Fault{Kind: simulator.FaultMalformed}),
 		seldom(43, simulator.Fault{Kind: simulator.FaultHTML}),
@@ -75,7 +79,7 @@ func TestManyClientsAndMixedFaults(t *testing.T) {
 				body := strings.Replace(ask(opus, stream), "hello", mark, 1)
 				body = strings.Replace(body, `"max_tokens"`, `"pad":"`+strings.Repeat("x", rand.IntN(200_000))+`","max_tokens"`, 1)
 				if (client+turn)%9 == 0 {
-					r.leaveEarly(body)
+					r.leaveEarly(strings.Replace(body, mark, "leave", 1))
 					continue
 				}
 				got := r.send(call{body: body})

@@ -27,12 +27,18 @@ type Block struct {
 // start and begins anew, at the same length, with each read.
 type promptCache struct {
 	entries map[cacheKey]cacheEntry
+	spaces  map[cacheSpace]int
 	sweepAt int
 }
 
+// cacheSpace is where prefixes are shared: one workspace and model.
+type cacheSpace struct{ workspace, model string }
+
+// cacheKey names a prefix in a space by its number: a key without strings is cheap
+// to look up, and a prompt is looked up block by block.
 type cacheKey struct {
-	workspace, model string
-	hash             uint64
+	space int
+	hash  uint64
 }
 
 type cacheEntry struct {
@@ -52,7 +58,7 @@ type plan struct {
 // Everything between it and the last breakpoint is written, everything after that
 // is plain input. Breakpoints below the model's minimum do not count.
 func (c *promptCache) look(now time.Time, d Demand) plan {
-	base := cacheKey{workspace: d.Workspace, model: canonical(d.Model)}
+	base := cacheKey{space: c.space(cacheSpace{d.Workspace, canonical(d.Model)})}
 	minimum := CacheMinimum(d.Model)
 	through := make([]int, len(d.Blocks)) // tokens up to and including the block
 	total := 0
@@ -87,6 +93,19 @@ func (c *promptCache) look(now time.Time, d Demand) plan {
 	}
 	p.usage.Input = total - cached
 	return p
+}
+
+// space numbers the spaces in the order they are first asked for.
+func (c *promptCache) space(s cacheSpace) int {
+	n, ok := c.spaces[s]
+	if !ok {
+		if c.spaces == nil {
+			c.spaces = make(map[cacheSpace]int)
+		}
+		n = len(c.spaces)
+		c.spaces[s] = n
+	}
+	return n
 }
 
 // hit is the index of the nearest live entry from block at backwards, or -1.

@@ -1,0 +1,125 @@
+package e2e_test
+
+import (
+	"bufio"
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"io"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+)
+
+// relayToken is what clients show the relay. No provider may ever see it.
+const relayToken = "relay-token-of-the-e2e-tests"
+
+// relay is a running `cc-relay serve`.
+type relay struct {
+	addr string // host:port
+	cmd  *exec.Cmd
+	log  *relayLog
+}
+
+// startRelay serves the provider at baseURL with a pool of keys until the test
+// ends. It must then stop in order, and have logged no secret.
+func startRelay(t *testing.T, baseURL string, keys []string) *relay {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "config.yaml")
+	require.NoError(t, os.WriteFile(path, relayConfig(baseURL, keys), 0o600))
+
+	r := &relay{cmd: exec.Command(relayBinary, "serve", "--config", path), log: newRelayLog()}
+	dieWithTest(r.cmd)
+	stderr, err := r.cmd.StderrPipe()
+	require.NoError(t, err)
+	require.NoError(t, r.cmd.Start())
+	go r.log.read(stderr)
+	t.Cleanup(func() {
+		r.stop(t)
+		r.log.assertWithout(t, append(keys, relayToken))
+	})
+	select {
+	case r.addr = <-r.log.listens:
+	case <-r.log.ended:
+	case <-time.After(10 * time.Second):
+	}
+	require.NotEmpty(t, r.addr, "the relay did not say where it listens; its log:\n%s", r.log.text())
+	return r
+}
+
+func relayConfig(baseURL string, keys []string) []byte {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "server: {listen: \"127.0.0.1:0\"}\n")
+	fmt.Fprintf(&b, "clients: [{name: e2e, token: %q}]\n", relayToken)
+	fmt.Fprintf(&b, "logging: {level: debug}\n")
+	fmt.Fprintf(&b, "providers:\n  - {name: simulated, base_url: %q, keys: [", baseURL)
+	for _, k := range keys {
+		fmt.Fprintf(&b, "{key: %q}, ", k)
+	}
+	fmt.Fprintf(&b, "]}\n")
+	return b.Bytes()
+}
+
+func (r *relay) url() string { return "http://" + r.addr }
+
+// stop ends the relay as a service manager does.
+func (r *relay) stop(t *testing.T) {
+	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		assert.NoError(t, err, "the relay ended by itself; its log:\n%s", r.log.text())
+	}
+	kill := time.AfterFunc(15*time.Second, func() { _ = r.cmd.Process.Kill() })
+	defer kill.Stop()
+	<-r.log.ended // Wait closes the pipe, so all of it is read first
+	assert.NoError(t, r.cmd.Wait(), "exit of the relay; its log:\n%s", r.log.text())
+}
+
+// relayLog is what a relay wrote to standard error, a JSON record on each line.
+type relayLog struct {
+	listens chan string   // the address, once
+	ended   chan struct{} // closed with the log
+
+	mu  sync.Mutex
+	all bytes.Buffer // guarded by mu
+}
+
+func newRelayLog() *relayLog {
+	return &relayLog{listens: make(chan string, 1), ended: make(chan struct{})}
+}
+
+func (l *relayLog) read(from io.Reader) {
+	defer close(l.ended)
+	lines := bufio.NewScanner(from)
+	for lines.Scan() {
+		l.mu.Lock()
+		l.all.Write(lines.Bytes())
+		l.all.WriteByte('\n')
+		l.mu.Unlock()
+		var record struct{ Listen string }
+		if json.Unmarshal(lines.Bytes(), &record) == nil && record.Listen != "" {
+			select {
+			case l.listens <- record.Listen:
+			default:
+			}
+		}
+	}
+}
+
+func (l *relayLog) text() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.all.String()
+}
+
+func (l *relayLog) assertWithout(t *testing.T, secrets []string) {
+	text := l.text()
+	for i, s := range secrets {
+		assert.NotContains(t, text, s, "secret %d is in the relay's log", i)
+	}
+}

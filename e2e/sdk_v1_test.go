@@ -1,0 +1,134 @@
+package e2e_test
+
+import (
+	"context"
+	"errors"
+
+	"github.com/anthropics/anthropic-sdk-go"
+	"github.com/anthropics/anthropic-sdk-go/option"
+)
+
+// sdkV1 is github.com/anthropics/anthropic-sdk-go before its second major version.
+var sdkV1 = sdk{version: "2023-06-01", credential: "X-Api-Key", connect: connectV1}
+
+type talkV1 struct {
+	client  anthropic.Client
+	history []anthropic.MessageParam
+	toolID  string // of the tool call to be answered
+}
+
+func connectV1(baseURL string, c credential) conversation {
+	opts := []option.RequestOption{
+		option.WithoutEnvironmentDefaults(),
+		option.WithBaseURL(baseURL),
+		option.WithMaxRetries(0),
+	}
+	switch c.way {
+	case asAPIKey:
+		opts = append(opts, option.WithAPIKey(c.token))
+	case asAuthToken:
+		opts = append(opts, option.WithAuthToken(c.token))
+	case asHeader:
+		opts = append(opts, option.WithHeader("X-Api-Key", c.token))
+	}
+	return &talkV1{client: anthropic.NewClient(opts...)}
+}
+
+func (s *talkV1) Ask(ctx context.Context, q question) (reply, error) {
+	block := anthropic.NewTextBlock(q.text)
+	if q.toolResult != "" {
+		block = anthropic.NewToolResultBlock(s.toolID, q.toolResult, false)
+	}
+	s.history = append(s.history, anthropic.NewUserMessage(block))
+	params := anthropic.MessageNewParams{
+		Model:     modelAsked,
+		MaxTokens: maxTokens,
+		Messages:  s.history,
+		Tools: []anthropic.ToolUnionParam{{OfTool: &anthropic.ToolParam{
+			Name:        toolGiven,
+			InputSchema: anthropic.ToolInputSchemaParam{Properties: map[string]any{"city": map[string]string{"type": "string"}}},
+		}}},
+	}
+	if q.stream {
+		return s.stream(ctx, params, q.leaveAfter)
+	}
+	msg, err := s.client.Messages.New(ctx, params)
+	if err != nil {
+		return reply{}, refusalV1(err)
+	}
+	return s.take(msg), nil
+}
+
+func (s *talkV1) stream(ctx context.Context, params anthropic.MessageNewParams, leaveAfter int) (reply, error) {
+	events := s.client.Messages.NewStreaming(ctx, params)
+	defer func() { _ = events.Close() }()
+	var msg anthropic.Message
+	n := 0
+	for events.Next() {
+		n++
+		if err := msg.Accumulate(events.Current()); err != nil {
+			return reply{events: n}, err
+		}
+		if n == leaveAfter {
+			return reply{events: n}, nil
+		}
+	}
+	if err := events.Err(); err != nil {
+		return reply{events: n}, refusalV1(err)
+	}
+	r := s.take(&msg)
+	r.events = n
+	return r, nil
+}
+
+// take keeps an answer for the next turn.
+func (s *talkV1) take(msg *anthropic.Message) reply {
+	s.history = append(s.history, msg.ToParam())
+	r := reply{id: msg.ID, model: msg.Model, stopReason: string(msg.StopReason), input: msg.Usage.InputTokens, output: msg.Usage.OutputTokens}
+	for _, b := range msg.Content {
+		switch b.Type {
+		case "text":
+			r.text += b.Text
+		case "tool_use":
+			s.toolID, r.toolName, r.toolInput = b.ID, b.Name, string(b.Input)
+		}
+	}
+	return r
+}
+
+func (s *talkV1) Count(ctx context.Context, text string) (int64, error) {
+	n, err := s.client.Messages.CountTokens(ctx, anthropic.MessageCountTokensParams{
+		Model:    modelAsked,
+		Messages: []anthropic.MessageParam{anthropic.NewUserMessage(anthropic.NewTextBlock(text))},
+	})
+	if err != nil {
+		return 0, refusalV1(err)
+	}
+	return n.InputTokens, nil
+}
+
+// Models asks for pages of two, so that a list of three takes two.
+func (s *talkV1) Models(ctx context.Context) ([]string, error) {
+	pages := s.client.Models.ListAutoPaging(ctx, anthropic.ModelListParams{Limit: anthropic.Int(2)})
+	var ids []string
+	for pages.Next() {
+		ids = append(ids, pages.Current().ID)
+	}
+	return ids, refusalV1(pages.Err())
+}
+
+func (s *talkV1) Model(ctx context.Context, id string) (string, error) {
+	m, err := s.client.Models.Get(ctx, id, anthropic.ModelGetParams{})
+	if err != nil {
+		return "", refusalV1(err)
+	}
+	return m.ID, nil
+}
+
+func refusalV1(err error) error {
+	var e *anthropic.Error
+	if !errors.As(err, &e) {
+		return err
+	}
+	return &refusal{status: e.StatusCode, kind: string(e.Type()), body: e.RawJSON(), header: e.Response.Header}
+}
