@@ -1,6 +1,7 @@
 package e2e_test
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"os"
@@ -9,6 +10,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 )
@@ -18,6 +20,10 @@ import (
 const claudeVersion = "2.1.330"
 
 const claudePackage = "@anthropic-ai/claude-code@" + claudeVersion
+
+// npmLimit bounds the download, which takes 10 s where the registry answers well:
+// npm itself would go on trying for longer than a test may run.
+const npmLimit = 4 * time.Minute
 
 // installClaude returns the path of Claude Code, downloaded at the first call and
 // kept in the user's cache directory for later runs.
@@ -49,7 +55,10 @@ func downloadClaude(dir string) error {
 		return err
 	}
 	defer func() { _ = os.RemoveAll(scratch) }()
-	npm := exec.Command("npm", "install", "--no-audit", "--no-fund", "--prefix", scratch, claudePackage)
+	ctx, cancel := context.WithTimeout(context.Background(), npmLimit)
+	defer cancel()
+	npm := exec.CommandContext(ctx, "npm", "install", "--no-audit", "--no-fund", "--prefix", scratch, claudePackage)
+	dieWithTest(npm)
 	npm.Dir = scratch
 	if out, err := npm.CombinedOutput(); err != nil {
 		return fmt.Errorf("npm cannot install %s, which takes its registry once: %w\n%s", claudePackage, err, out)

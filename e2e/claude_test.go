@@ -21,8 +21,9 @@ func (b *bench) claudeAsks(t *testing.T, prompt string, args ...string) outcome 
 	return runClaude(t, b.wire.url(), relayToken, prompt, args...)
 }
 
-// modelCalls returns the requests of Claude Code, which must be model calls alone,
-// each for the first time: it counts its own repetitions nowhere but here.
+// modelCalls returns the requests of Claude Code, which must be want model calls and
+// nothing else. Their number is what shows a retry: in the header that counts them
+// Claude Code always writes 0.
 func (b *bench) modelCalls(t *testing.T, want int) []exchange {
 	t.Helper()
 	sent := b.wire.exchanges(t)
@@ -79,8 +80,8 @@ func bashInput(command string) json.RawMessage {
 	return input
 }
 
-// lastToolResult is the text of the last block of the last message of a body, which
-// must be a tool result.
+// lastToolResult is the content of the first tool result in the newest message that
+// has one.
 func lastToolResult(t *testing.T, body []byte) string {
 	t.Helper()
 	var request struct {

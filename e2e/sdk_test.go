@@ -74,7 +74,7 @@ type refusal struct {
 
 func (r *refusal) Error() string { return fmt.Sprintf("%d %s: %s", r.status, r.kind, r.body) }
 
-// model and tool are what all conversations are held with.
+// What all conversations are held with.
 const (
 	modelAsked = "claude-sonnet-5-5"
 	maxTokens  = 1000
