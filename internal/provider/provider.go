@@ -46,8 +46,8 @@ func Kinds() []string {
 	return names
 }
 
-// New returns the provider that cfg describes. Errors: an unknown kind, a base
-// URL or a header that cannot be used.
+// New returns the provider that cfg describes. Errors: an unknown kind or
+// auth, a base URL that cannot be used.
 func New(cfg Config) (Provider, error) {
 	if cfg.Kind == "" {
 		cfg.Kind = KindAnthropic

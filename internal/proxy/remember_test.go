@@ -312,6 +312,20 @@ func TestConversationsBelongToTheirClient(t *testing.T) {
 	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
 }
 
+// The small requests that a coding agent makes to another model have another
+// prompt, and must not move the home of the large ones.
+func TestConversationsHaveAHomePerModel(t *testing.T) {
+	leakFree(t)
+	a := newSim(t, "a", 2)
+	r := relayOf(t, a)
+	session := http.Header{"X-Claude-Code-Session-Id": {"one"}}
+	for range 3 {
+		requireServed(t, r.do(call{header: session, body: ask(opus, false)}), false)
+		requireServed(t, r.do(call{header: session, body: ask(haiku, false)}), false)
+	}
+	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
+}
+
 func TestAConversationMovesOnceWhenItsKeyDies(t *testing.T) {
 	leakFree(t)
 	dead := key(1, status(401))
