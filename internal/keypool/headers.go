@@ -13,7 +13,7 @@ import (
 const (
 	maxLimit      = 1_000_000_000
 	minRetryAfter = time.Second
-	maxRetryAfter = time.Hour
+	maxRetryAfter = 31 * 24 * time.Hour // a monthly limit
 )
 
 // unseen marks a figure that the headers did not carry, or not readably.
@@ -56,7 +56,7 @@ func parseTriple(h http.Header, limit, remaining, reset string) triple {
 	if err != nil {
 		return t
 	}
-	t.reset = min(max(0, until.Sub(date)), maxRetryAfter)
+	t.reset = min(max(0, until.Sub(date)), time.Hour) // a bucket of one minute's limit is full long before
 	return t
 }
 
@@ -82,7 +82,7 @@ func parseAmount(h http.Header, name string, least int) int {
 
 // ParseRetryAfter reads retry-after as seconds (also fractional) or as an HTTP
 // date, which is measured against the Date of the same answer. The result lies
-// within 1 s and 1 h; it is 0 where the header is absent, negative or
+// within 1 s and 31 days; it is 0 where the header is absent, negative or
 // unreadable. Source: RFC 9110 §10.2.3.
 func ParseRetryAfter(h http.Header) time.Duration {
 	value := strings.TrimSpace(headerValue(h, "Retry-After"))

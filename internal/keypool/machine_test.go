@@ -68,7 +68,8 @@ func (m *machine) class(t *rapid.T) string {
 // returns the model's key.
 func (m *machine) expect(t *rapid.T, d keypool.Demand, id string, err error) *modelKey {
 	now := time.Now()
-	best, shortest := -1, time.Duration(-1)
+	best := -1
+	var live, probes []time.Duration // waits of keys that live, and of dead ones
 	var chosen *modelKey
 	sure := true
 	for _, k := range m.keys {
@@ -82,8 +83,10 @@ func (m *machine) expect(t *rapid.T, d keypool.Demand, id string, err error) *mo
 		sure = sure && !blurred
 		if wait == 0 {
 			best = max(best, k.priority)
-		} else if shortest < 0 || wait < shortest {
-			shortest = wait
+		} else if k.isDead(d.Class, now) {
+			probes = append(probes, wait)
+		} else {
+			live = append(live, wait)
 		}
 		if k.id == id {
 			if chosen = k; wait > 0 && !blurred {
@@ -92,7 +95,7 @@ func (m *machine) expect(t *rapid.T, d keypool.Demand, id string, err error) *mo
 		}
 	}
 	if err != nil {
-		m.expectRefusal(t, err, best >= 0 && sure, max(0, shortest))
+		m.expectRefusal(t, err, best >= 0 && sure, shortestOf(live, probes))
 		return nil
 	}
 	if home, ok := m.homes[d.Conversation]; ok && d.Conversation != 0 && sure && now.Sub(home.used) <= 5*time.Minute && !slices.Contains(d.Exclude, home.key.id) {
@@ -107,6 +110,17 @@ func (m *machine) expect(t *rapid.T, d keypool.Demand, id string, err error) *mo
 		t.Fatalf("key %s of priority %d was granted, want one of priority %d", id, chosen.priority, best)
 	}
 	return chosen
+}
+
+// shortestOf is how soon a live key serves or, where none lives, a dead one is probed.
+func shortestOf(live, probes []time.Duration) time.Duration {
+	switch {
+	case len(live) > 0:
+		return slices.Min(live)
+	case len(probes) > 0:
+		return slices.Min(probes)
+	}
+	return 0
 }
 
 func (m *machine) expectRefusal(t *rapid.T, err error, canServe bool, wait time.Duration) {

@@ -211,6 +211,11 @@ func (k *modelKey) wait(class string, now time.Time) (wait time.Duration, blurre
 	return wait, blurred && !barred
 }
 
+// isDead tells a key that is out for the class from one that only waits.
+func (k *modelKey) isDead(class string, now time.Time) bool {
+	return k.dead.reason != "" || k.slot(class, now).blocked.reason != ""
+}
+
 // grant records what the pool gave away.
 func (k *modelKey) grant(class string, now time.Time, held ratelimit.Tokens, flies bool) {
 	s := k.slot(class, now)

@@ -186,7 +186,7 @@ func (p *KeyPool) acquireLocked(now time.Time, c *class, demand Demand) (Lease, 
 func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) {
 	home := p.homes.get(demand.Conversation, now)
 	available := p.candidates[:0]
-	shortest := time.Duration(math.MaxInt64)
+	shortest, probe := never, never
 	left, reason := 0, Reason("")
 	need := ratelimit.Tokens{Input: demand.Input, Output: min(demand.MaxTokens, heldOutput)}
 	for i := range c.slots {
@@ -194,14 +194,20 @@ func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) 
 		if slices.Contains(demand.Exclude, s.meta.ID) {
 			continue
 		}
-		if why := s.dead(); why == "" {
+		why := s.dead()
+		if why == "" {
 			left++
 		} else if reason != ReasonSpent {
 			reason = why
 		}
 		room, inFlight, open := s.buckets.limiter.RoomAt(now, need)
 		if !open || s.barred(now) > 0 {
-			shortest = min(shortest, s.wait(now, s.buckets.limiter.UsageAt(now)))
+			wait := s.wait(now, s.buckets.limiter.UsageAt(now))
+			if why != "" {
+				probe = min(probe, wait)
+			} else {
+				shortest = min(shortest, wait)
+			}
 			continue
 		}
 		if i == home {
@@ -217,11 +223,13 @@ func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) 
 		}
 	}
 	if len(available) == 0 {
-		if shortest == math.MaxInt64 { // every key is excluded
-			shortest = 0
-		}
 		if left > 0 {
 			reason = ""
+		} else {
+			shortest = probe
+		}
+		if shortest == never { // every key is excluded
+			shortest = 0
 		}
 		return nil, &ExhaustedError{Provider: p.provider, RetryAfter: shortest, Left: left, Reason: reason}
 	}
@@ -245,6 +253,9 @@ func headroom(room float64, inFlight int) float64 {
 	return room
 }
 
+// never is longer than any wait.
+const never = time.Duration(math.MaxInt64)
+
 // GetEarliestResetTime is how long until some key can serve one request of class
 // "" again, over cool-downs and buckets; 0 when one can now, and with only dead
 // keys the time to the next probe.
@@ -253,10 +264,18 @@ func (p *KeyPool) GetEarliestResetTime() time.Duration {
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	c := p.classes[ClassAny]
-	earliest := time.Duration(math.MaxInt64)
+	earliest, probe := never, never
 	for i := range c.slots {
 		s := &c.slots[i]
-		earliest = min(earliest, s.wait(now, s.buckets.limiter.UsageAt(now)))
+		wait := s.wait(now, s.buckets.limiter.UsageAt(now))
+		if s.dead() != "" && wait > 0 {
+			probe = min(probe, wait)
+		} else {
+			earliest = min(earliest, wait)
+		}
+	}
+	if earliest == never {
+		return probe
 	}
 	return earliest
 }

@@ -162,8 +162,12 @@ func TestGetEarliestResetTimeIsExact(t *testing.T) {
 		}, 30 * time.Second},
 		{"one dead, one cooling", func(p *keypool.KeyPool, ids []string) {
 			p.MarkKeyDead(ids[0], keypool.ReasonUnauthorized)
-			p.MarkKeyExhausted(ids[1], 10*time.Minute)
-		}, 5 * time.Minute},
+			p.MarkKeyExhausted(ids[1], time.Minute)
+		}, time.Minute},
+		{"one dead, to be probed before the other has cooled", func(p *keypool.KeyPool, ids []string) {
+			p.MarkKeyDead(ids[0], keypool.ReasonUnauthorized)
+			p.MarkKeyExhausted(ids[1], 4*time.Minute+59*time.Second)
+		}, 4*time.Minute + 59*time.Second},
 		{"all dead", func(p *keypool.KeyPool, ids []string) {
 			p.MarkKeyDead(ids[0], keypool.ReasonSpent)
 			p.MarkKeyDead(ids[1], keypool.ReasonUnauthorized)

@@ -146,12 +146,15 @@ func (m *machine) check(t *rapid.T) {
 			}
 		}
 	}
-	earliest := time.Duration(-1)
+	var live, probes []time.Duration
 	for _, k := range m.keys {
-		if wait, _ := k.wait(keypool.ClassAny, now); earliest < 0 || wait < earliest {
-			earliest = wait
+		if wait, _ := k.wait(keypool.ClassAny, now); wait > 0 && k.isDead(keypool.ClassAny, now) {
+			probes = append(probes, wait)
+		} else {
+			live = append(live, wait)
 		}
 	}
+	earliest := shortestOf(live, probes)
 	if got := m.pool.GetEarliestResetTime(); (got - earliest).Abs() > time.Microsecond {
 		t.Fatalf("earliest reset in %s, want %s", got, earliest)
 	}

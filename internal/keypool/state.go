@@ -347,6 +347,7 @@ type coolDown struct {
 const (
 	firstCool    = time.Second
 	longestGuess = time.Minute
+	longestCool  = time.Hour // then a request tries, whatever the provider said
 	repeatWithin = 10 * time.Second
 )
 
@@ -379,7 +380,7 @@ func (c *coolDown) start(now time.Time, d time.Duration) time.Duration {
 	if !running {
 		c.last = now
 	}
-	if until := now.Add(min(d, maxRetryAfter)); until.After(c.until) {
+	if until := now.Add(min(d, longestCool)); until.After(c.until) {
 		c.until = until
 	}
 	return c.until.Sub(now)

@@ -13,7 +13,7 @@ import (
 // failure gathers why a request got no answer worth showing. Attempts may fail
 // in different ways; write picks the one that tells the client most.
 type failure struct {
-	dry        time.Duration // until the first key has room again; 0 = no key is merely out of room
+	dry        time.Duration // until the first key has room again, the true time; 0 = no key is merely out of room
 	overloaded *reply
 	broken     *reply // the last 5xx, timeout or connection failure
 	forbidden  *reply
@@ -29,7 +29,8 @@ type reply struct {
 	message string
 }
 
-// dryWithin is how soon a dry pool must recover for the client to be told to wait.
+// dryWithin is how soon a dry pool must recover to be told rather than what else
+// went wrong.
 const dryWithin = time.Hour
 
 // refused notes that a pool had no key to offer.
@@ -47,7 +48,7 @@ func (f *failure) refused(err error) {
 
 func (f *failure) dryFor(d time.Duration) {
 	d = max(d, time.Second)
-	if d <= dryWithin && (f.dry == 0 || d < f.dry) {
+	if f.dry == 0 || d < f.dry {
 		f.dry = d
 	}
 }
@@ -99,9 +100,8 @@ func (f *failure) note(x *exchange, a *answer) {
 func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	x.outcome = outcomeFailed
 	switch {
-	case f.dry > 0:
-		w.Header().Set("Retry-After", retryAfter(f.dry))
-		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, "all keys of the pool are at their limits; retry after the time in retry-after")
+	case f.dry > 0 && f.dry <= dryWithin:
+		x.writeDry(w, f.dry)
 	case f.overloaded != nil:
 		x.writeReply(w, f.overloaded)
 	case f.broken != nil:
@@ -110,6 +110,8 @@ func (f *failure) write(w http.ResponseWriter, x *exchange) {
 		x.writeReply(w, f.forbidden)
 	case f.noModel != nil:
 		x.writeReply(w, f.noModel)
+	case f.dry > 0:
+		x.writeDry(w, f.dry)
 	case f.spent:
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusTooManyRequests, messages.Billing, "spend limit reached: the accounts of all usable keys have nothing left to spend; add credit or raise the limit at the provider")
@@ -117,6 +119,12 @@ func (f *failure) write(w http.ResponseWriter, x *exchange) {
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusBadGateway, messages.APIError, "no usable credential for "+x.asked()+": check the keys in the relay's configuration")
 	}
+}
+
+// writeDry says when the pool can serve this request.
+func (x *exchange) writeDry(w http.ResponseWriter, d time.Duration) {
+	w.Header().Set("Retry-After", retryAfter(d))
+	x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, "all keys of the pool are at their limits; retry after the time in retry-after")
 }
 
 // asked names the provider a request was meant for.
