@@ -67,6 +67,11 @@ func buildUpstream(p config.Provider, log zerolog.Logger) (*router.Upstream, err
 	}, nil
 }
 
+// likelySecret is the length from which the value of an extra header is taken
+// for a credential: shorter ones are versions, flags and names, and taking those
+// out of errors would garble them.
+const likelySecret = 20
+
 // secrets is all that must not come back from an upstream in an error.
 func secrets(cfg *config.Config) []secret.Value {
 	var all []secret.Value
@@ -78,7 +83,9 @@ func secrets(cfg *config.Config) []secret.Value {
 			all = append(all, k.Key)
 		}
 		for _, h := range p.Headers {
-			all = append(all, h)
+			if len(h.Reveal()) >= likelySecret {
+				all = append(all, h)
+			}
 		}
 	}
 	return all

@@ -10,7 +10,7 @@ import (
 
 // TestDemo takes real time, because it is about real sockets.
 func TestDemo(t *testing.T) {
-	code, stdout, stderr := command(t, "demo", "--for", "3s", "--listen", "127.0.0.1:0", "--json")
+	code, stdout, stderr := command(t, "demo", "--for", "6s", "--listen", "127.0.0.1:0", "--json")
 	require.Zero(t, code, stderr)
 	assert.Empty(t, stderr)
 

@@ -97,6 +97,9 @@ func NewTransport(cfg Config) (*http.Transport, error) {
 		MaxIdleConnsPerHost:    512, // the default of 2 means a handshake for nearly every request
 		IdleConnTimeout:        90 * time.Second,
 		MaxResponseHeaderBytes: 64 << 10,
+		// Requests share an HTTP/2 connection; one whose path has died silently
+		// would take each new one with it until TCP gives up.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 	}, nil
 }
 

@@ -18,8 +18,9 @@ import (
 
 // Bounds of what is held of one answer.
 const (
-	maxErrorBody = 64 << 10
-	maxJSONBody  = 16 << 20 // a longer JSON answer is passed on while it comes
+	maxErrorBody  = 64 << 10
+	errorBodyTime = 2 * time.Second
+	maxJSONBody   = 16 << 20 // a longer JSON answer is passed on while it comes
 )
 
 // answer is what one attempt brought. Exactly one of forward and abandon ends it.
@@ -56,7 +57,7 @@ func (h *Handler) answer(x *exchange) (*answer, *failure) {
 		lease, err := w.acquire(x, up)
 		if err != nil {
 			failed.refused(err)
-			if x.clientGone() || !w.nextUpstream() {
+			if x.clientGone() || (!w.nextUpstream() && !w.back(x)) {
 				return nil, failed
 			}
 			continue
@@ -81,7 +82,8 @@ func (h *Handler) answer(x *exchange) (*answer, *failure) {
 type walk struct {
 	plan    []*router.Upstream
 	at      int
-	again   bool     // the last upstream is being asked once more
+	again   bool     // an upstream is being asked once more
+	left    *walk    // where it was when it moved on from an upstream that may be asked again
 	counted int      // attempts that may have cost an upstream work
 	moved   bool     // the one move for broken answers is spent
 	tried   []string // keys of this upstream that the request must not use again
@@ -125,13 +127,19 @@ func (w *walk) move(x *exchange, a *answer) bool {
 		return false
 	}
 	w.moved = w.moved || c.oneMove
-	if w.nextUpstream() {
-		return true
+	if c.again {
+		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.KeyID()}
 	}
-	if !c.again || w.again {
+	return w.nextUpstream() || w.back(x)
+}
+
+// back returns, once and after a moment, to the upstream that failed last, where
+// no later one can serve. It avoids the organization that failed.
+func (w *walk) back(x *exchange) bool {
+	if w.left == nil || w.again {
 		return false
 	}
-	w.again, w.avoid = true, a.lease.KeyID()
+	w.again, w.at, w.tried, w.avoid = true, w.left.at, w.left.tried, w.left.avoid
 	x.pause(250*time.Millisecond + rand.N(250*time.Millisecond))
 	return !x.clientGone()
 }
@@ -150,7 +158,6 @@ func (h *Handler) attempt(x *exchange, up *router.Upstream, lease keypool.Lease)
 	x.provider, x.keyID = up.Provider.Name(), lease.KeyID()
 	a.verdict = a.try(x)
 	x.verdict = a.verdict
-	a.learn(x)
 	a.mark(x)
 	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone {
 		h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
@@ -173,6 +180,7 @@ func (a *answer) try(x *exchange) verdict {
 	if err != nil {
 		return judgeError(err, context.Cause(a.ctx))
 	}
+	a.learn(x)
 	a.status = a.resp.StatusCode
 	coding := a.resp.Header.Get("Content-Encoding")
 	plain := coding == "" || coding == "identity" // nothing else was asked for, and the client may not understand it
@@ -181,7 +189,9 @@ func (a *answer) try(x *exchange) verdict {
 		return failed // a read from such a connection is ended by no timeout
 	case a.status != http.StatusOK:
 		if plain {
-			// What cannot be read of an error is not needed to judge it.
+			// What cannot be read of an error is not needed to judge it, and is not
+			// worth a wait.
+			a.watch.set(errorBodyTime)
 			a.body, _ = io.ReadAll(io.LimitReader(a.resp.Body, maxErrorBody))
 		}
 		return judge(a.status, a.body)
@@ -290,7 +300,7 @@ func readUpTo(r io.Reader, expect int64, limit int) ([]byte, error) {
 
 // learn takes the limits of the key's owner from the answer's headers.
 func (a *answer) learn(x *exchange) {
-	if a.resp != nil && x.demand.Class != keypool.ClassModels {
+	if x.demand.Class != keypool.ClassModels {
 		_ = a.up.Pool.UpdateClassFromHeaders(a.lease.KeyID(), x.demand.Class, a.resp.Header) // the key is leased, so it exists
 	}
 }

@@ -6,6 +6,7 @@ import (
 	"net/http"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cc-relay/internal/provider"
 )
@@ -28,26 +29,51 @@ type body struct {
 	refs atomic.Int32
 }
 
-// readBody reads r's body whole, or nothing of it if its declared length is over
-// the limit. The body is owned by the caller until release, also with an error.
-func readBody(r *http.Request, limit int64) (*body, error) {
-	if r.ContentLength > limit {
+// steadyReader reads from a client that must not fall silent: each read that
+// brings something moves the deadline on, not more often than it has to.
+type steadyReader struct {
+	io.Reader
+	rc      *http.ResponseController
+	silence time.Duration
+	moved   time.Time
+}
+
+func (s *steadyReader) Read(p []byte) (int, error) {
+	if now := time.Now(); now.Sub(s.moved) > s.silence/4 {
+		s.moved = now
+		_ = s.rc.SetReadDeadline(now.Add(s.silence)) // a writer without deadlines is a test's
+	}
+	return s.Reader.Read(p)
+}
+
+// stop takes the deadline away: the server goes on reading to notice a client
+// that leaves.
+func (s *steadyReader) stop() {
+	if !s.moved.IsZero() {
+		_ = s.rc.SetReadDeadline(time.Time{})
+	}
+}
+
+// readBody reads a body of the declared size (-1: unknown) whole, or nothing of
+// it if that is over the limit. The body is owned by the caller until release,
+// also with an error.
+func readBody(r io.Reader, size, limit int64) (*body, error) {
+	if size > limit {
 		return nil, errBodyTooLarge
 	}
 	b := bodies.Get().(*body)
 	b.refs.Store(1)
-	size := r.ContentLength
 	if size < 0 {
-		return b, b.readUnknown(r.Body, limit)
+		return b, b.readUnknown(r, limit)
 	}
 	if int64(cap(b.buf)) < size {
 		b.buf = make([]byte, size)
 	}
 	b.buf = b.buf[:size]
-	_, err := io.ReadFull(r.Body, b.buf)
+	_, err := io.ReadFull(r, b.buf)
 	if err == nil {
 		// Reading up to the end is what lets the server notice a client that leaves.
-		_, err = io.Copy(io.Discard, r.Body)
+		_, err = io.Copy(io.Discard, r)
 	}
 	return b, err
 }

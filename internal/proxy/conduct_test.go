@@ -78,7 +78,7 @@ var troubles = map[string]trouble{
 	"429, retry-after 100":     {fault: limit429("100"), status: 429, kind: "rate_limit_error", wait: "60", next: otherKey},
 	"429, retry-after 180":     {fault: limit429("180"), status: 429, kind: "rate_limit_error", wait: "60", next: otherKey},
 	"429, retry-after 200":     {fault: limit429("200"), status: 429, kind: "rate_limit_error", wait: "200", next: otherKey},
-	"429, retry-after 1000000": {fault: limit429("1000000"), status: 429, kind: "rate_limit_error", wait: "3600", next: otherKey},
+	"429, retry-after 1000000": {fault: limit429("1000000"), status: 429, kind: "rate_limit_error", wait: "1000000", next: otherKey},
 	"429, retry-after 0":       {fault: limit429("0"), status: 429, kind: "rate_limit_error", wait: "1", next: otherKey},
 	"429, retry-after garbage": {fault: limit429("soon"), status: 429, kind: "rate_limit_error", wait: "1", next: otherKey},
 	"429, nothing else":        {fault: status(429), status: 429, kind: "rate_limit_error", wait: "1", next: otherKey},

@@ -9,6 +9,7 @@ import (
 	"hash/maphash"
 	"io"
 	"net/http"
+	"os"
 	"strings"
 	"time"
 
@@ -88,11 +89,17 @@ func (x *exchange) identify(w http.ResponseWriter) bool {
 
 // read takes the whole body, within the cap.
 func (x *exchange) read(w http.ResponseWriter) bool {
-	b, err := readBody(x.r, x.live.Config.MaxBodyBytes)
+	in := &steadyReader{Reader: x.r.Body, rc: http.NewResponseController(w), silence: x.live.Config.BodyTimeout}
+	b, err := readBody(in, x.r.ContentLength, x.live.Config.MaxBodyBytes)
+	in.stop()
 	x.body = b
 	switch {
 	case err == nil:
 		return true
+	case errors.Is(err, os.ErrDeadlineExceeded):
+		w.Header().Set("Connection", "close")
+		x.refuse(w, http.StatusRequestTimeout, messages.InvalidRequest, "the request body did not arrive in time; send it again")
+		return false
 	case errors.Is(err, errBodyTooLarge):
 		x.refuse(w, http.StatusRequestEntityTooLarge, messages.RequestTooLarge, "the request body is larger than the relay accepts")
 	default:
@@ -113,10 +120,8 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 		return false
 	}
 	x.msg = msg
-	// A copy: the body is given back before the record is written. Without known
-	// secrets: it goes into logs, and clients write tokens in the wrong place.
-	x.model = x.live.scrub.Replace(string(msg.Model))
-	class := keypool.ClassOf(x.model)
+	x.model = string(msg.Model)                             // a copy: the body is given back before the record is written
+	class := keypool.ClassOf(x.live.scrub.Replace(x.model)) // an unknown model's class is its name, and is logged
 	x.demand = keypool.Demand{
 		Class:        class,
 		Input:        len(msg.Body) / bytesPerToken,
@@ -223,9 +228,9 @@ func (x *exchange) record(log zerolog.Logger) {
 	}
 	e.Str("request_id", x.id).
 		Str("client", x.client).
-		Str("method", x.r.Method).
-		Str("path", printable(x.live.scrub.Replace(x.r.URL.Path))).
-		Str("model", printable(x.model)).
+		Str("method", x.printable(x.r.Method)).
+		Str("path", x.printable(x.r.URL.Path)).
+		Str("model", x.printable(x.model)).
 		Bool("stream", x.msg.Stream).
 		Str("upstream", x.provider).
 		Str("key_id", x.keyID).
@@ -244,9 +249,11 @@ func (x *exchange) record(log zerolog.Logger) {
 		Msg("request")
 }
 
-// printable bounds what comes from outside; the encoder escapes it.
-func printable(s string) string {
+// printable is what a client wrote, for the log: bounded, and without known
+// secrets, since tokens get pasted in the wrong place. The encoder escapes it.
+func (x *exchange) printable(s string) string {
 	const most = 128
+	s = x.live.scrub.Replace(s)
 	if len(s) > most {
 		return strings.ToValidUTF8(s[:most], "") + "…"
 	}

@@ -5,7 +5,9 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -30,6 +32,9 @@ type Config struct {
 	MaxBodyBytes int64
 	// WriteTimeout bounds one write to a client; 0 means 30 s.
 	WriteTimeout time.Duration
+	// BodyTimeout is the longest silence of a client in the middle of its body; 0
+	// means 30 s.
+	BodyTimeout time.Duration
 	// HideRelay leaves out the x-cc-relay-* response headers.
 	HideRelay bool
 }
@@ -38,6 +43,7 @@ type Config struct {
 const (
 	DefaultMaxBodyBytes = 32 << 20
 	DefaultWriteTimeout = 30 * time.Second
+	DefaultBodyTimeout  = 30 * time.Second
 )
 
 // Live is the configuration in force, whole and immutable. A request that began
@@ -81,20 +87,43 @@ func (h *Handler) Swap(live *Live) {
 	if next.Config.WriteTimeout <= 0 {
 		next.Config.WriteTimeout = DefaultWriteTimeout
 	}
-	var pairs []string
-	for _, s := range next.Secrets {
-		if !s.IsZero() {
-			pairs = append(pairs, s.Reveal(), secret.Redacted)
+	if next.Config.BodyTimeout <= 0 {
+		next.Config.BodyTimeout = DefaultBodyTimeout
+	}
+	next.scrub = newScrubber(next.Secrets)
+	h.live.Store(&next)
+}
+
+// shortestSecret is the least that is replaced: a shorter value would be found
+// in text that has nothing to do with it.
+const shortestSecret = 8
+
+// newScrubber replaces secrets, as they are and as JSON writes them. The longest
+// come first: one may be the beginning of another.
+func newScrubber(secrets []secret.Value) *strings.Replacer {
+	var found []string
+	for _, s := range secrets {
+		value := s.Reveal()
+		if len(value) < shortestSecret {
+			continue
+		}
+		found = append(found, value)
+		if quoted, err := json.Marshal(value); err == nil && string(quoted[1:len(quoted)-1]) != value {
+			found = append(found, string(quoted[1:len(quoted)-1]))
 		}
 	}
-	next.scrub = strings.NewReplacer(pairs...)
-	h.live.Store(&next)
+	slices.SortFunc(found, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
+	pairs := make([]string, 0, 2*len(found))
+	for _, value := range found {
+		pairs = append(pairs, value, secret.Redacted)
+	}
+	return strings.NewReplacer(pairs...)
 }
 
 // Drain makes the relay not ready and refuses new work; requests under way go on.
 func (h *Handler) Drain() { h.draining.Store(true) }
 
-// Active is the number of requests of the Messages API under way.
+// Active is the number of requests under way, probes included.
 func (h *Handler) Active() int64 { return h.active.Load() }
 
 // Context is what the contexts of all requests must derive from, the

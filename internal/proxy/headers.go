@@ -50,14 +50,14 @@ func (x *exchange) expose(dst http.Header) {
 	if x.live.Config.HideRelay {
 		return
 	}
-	dst["X-Cc-Relay-Request-Id"] = []string{x.id}
-	if x.attempts == 0 {
-		return
+	values := []string{x.id, strconv.Itoa(x.attempts), strconv.FormatInt(x.waited.Milliseconds(), 10), x.provider, x.keyID}
+	dst["X-Cc-Relay-Request-Id"] = values[0:1:1]
+	dst["X-Cc-Relay-Attempts"] = values[1:2:2]
+	dst["X-Cc-Relay-Wait-Ms"] = values[2:3:3]
+	if x.attempts > 0 {
+		dst["X-Cc-Relay-Provider"] = values[3:4:4]
+		dst["X-Cc-Relay-Key"] = values[4:5:5]
 	}
-	dst["X-Cc-Relay-Provider"] = []string{x.provider}
-	dst["X-Cc-Relay-Key"] = []string{x.keyID}
-	dst["X-Cc-Relay-Attempts"] = []string{strconv.Itoa(x.attempts)}
-	dst["X-Cc-Relay-Wait-Ms"] = []string{strconv.FormatInt(x.waited.Milliseconds(), 10)}
 }
 
 // Claude Code waits for a retry-after of up to 60 s and gives up at once above

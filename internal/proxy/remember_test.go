@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/http/httptest"
+	"strconv"
 	"strings"
 	"testing"
 	"testing/iotest"
@@ -43,7 +44,11 @@ func TestTroubleIsRemembered(t *testing.T) {
 		assert.InDelta(t, 0, second.record["attempts"], 0)
 		requireError(t, second, tr.status, tr.kind)
 		assert.Equal(t, first.header.Get("X-Should-Retry"), second.header.Get("X-Should-Retry"))
-		assert.Equal(t, first.header.Get("Retry-After"), second.header.Get("Retry-After"))
+		want := first.header.Get("Retry-After")
+		if seconds, _ := strconv.Atoi(want); seconds > 3600 {
+			want = "3600" // then the key is tried, whatever was said
+		}
+		assert.Equal(t, want, second.header.Get("Retry-After"))
 		assert.Empty(t, second.header.Get("X-Cc-Relay-Key"), "no key was asked")
 	})
 }
@@ -122,7 +127,7 @@ func TestCoolDownsEndWhenTheClientWasTold(t *testing.T) {
 		"181":  {"181", 181 * time.Second},
 		"200":  {"200", 200 * time.Second},
 		"3600": {"3600", time.Hour},
-		"9999": {"3600", time.Hour},
+		"9999": {"9999", time.Hour},
 		"":     {"1", time.Second},
 		"-4":   {"1", time.Second},
 	} {

@@ -95,9 +95,9 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 	x.commit(w, a.status)
 	a.watch.set(a.up.IdleTimeout)
 	var (
-		done    bool
-		said    int  // length of the error event at the end of what was read
-		halfEnd bool // a CR was written whose LF may still come
+		done    = a.meter.Complete() // the frame that was held may be the only one
+		said    int                  // length of the error event at the end of what was read
+		halfEnd bool                 // a CR was written whose LF may still come
 	)
 	for {
 		for !done {
