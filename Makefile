@@ -1,4 +1,4 @@
-# cc-relay. `make` lists the targets; `make check` is what CI runs.
+# cc-relay. `make` lists the targets; CI runs `make test`, `make check` and `make e2e`.
 
 # The newest Go of go.mod's toolchain line is fetched, even where go.env says
 # local. To build with another: make GOTOOLCHAIN=go1.26.8 test

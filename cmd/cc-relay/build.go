@@ -5,7 +5,6 @@ import (
 	"os"
 
 	"github.com/rs/zerolog"
-	"github.com/rs/zerolog/diode"
 
 	"cc-relay/internal/auth"
 	"cc-relay/internal/config"
@@ -91,25 +90,18 @@ func secrets(cfg *config.Config) []secret.Value {
 	return all
 }
 
-// logRecords is how many records may wait for a slow log; more are dropped and
-// counted, because a full log must not hold up requests.
-const logRecords = 10_000
-
 // newLogger returns a logger that never blocks its callers, and what flushes it.
 func newLogger(cfg config.Logging, out io.Writer) (zerolog.Logger, func()) {
 	level, err := zerolog.ParseLevel(cfg.Level)
 	if err != nil || cfg.Level == "" {
 		level = zerolog.InfoLevel
 	}
+	queue := newLogQueue(out)
+	var sink io.Writer = queue
 	if cfg.Format == "console" {
-		out = zerolog.ConsoleWriter{Out: out, NoColor: !isTerminal(out)}
+		sink = zerolog.ConsoleWriter{Out: queue, NoColor: !isTerminal(out)}
 	}
-	sink := zerolog.New(out).With().Timestamp().Logger()
-	queue := diode.NewWriter(struct{ io.Writer }{out}, logRecords, 0, func(missed int) {
-		sink.Warn().Int("dropped", missed).Msg("the log is too slow; records were dropped")
-	})
-	log := zerolog.New(queue).Level(level).With().Timestamp().Logger()
-	return log, func() { _ = queue.Close() }
+	return zerolog.New(sink).Level(level).With().Timestamp().Logger(), queue.close
 }
 
 // isTerminal reports whether w is a character device, as terminals are.

@@ -63,7 +63,7 @@ func (p *anthropic) NewRequest(ctx context.Context, call *Call, apiKey string) (
 	target.Path += call.Path
 	target.RawQuery = call.RawQuery
 
-	header := make(http.Header, 24)
+	header := make(http.Header, len(call.Header)+len(p.extra)+2)
 	ForwardHeaders(header, call.Header)
 	// Own answers are read on the way: ask for plain bytes.
 	header["Accept-Encoding"] = identity
@@ -76,10 +76,8 @@ func (p *anthropic) NewRequest(ctx context.Context, call *Call, apiKey string) (
 		header[name] = values
 	}
 
-	req := &http.Request{
-		Method: call.Method, URL: &target, Host: target.Host, Header: header,
-		Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1,
-	}
+	req := blank.WithContext(ctx)
+	req.Method, req.URL, req.Host, req.Header = call.Method, &target, target.Host, header
 	if call.Body != nil {
 		req.ContentLength = call.Length
 		req.Body = call.Body()
@@ -87,7 +85,10 @@ func (p *anthropic) NewRequest(ctx context.Context, call *Call, apiKey string) (
 		// turns out closed before a byte was written.
 		req.GetBody = func() (io.ReadCloser, error) { return call.Body(), nil }
 	}
-	return req.WithContext(ctx), nil
+	return req, nil
 }
+
+// blank is what requests are copied from: http.NewRequest would parse the URL again.
+var blank = &http.Request{Proto: "HTTP/1.1", ProtoMajor: 1, ProtoMinor: 1}
 
 var identity = []string{"identity"}

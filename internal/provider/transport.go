@@ -1,6 +1,7 @@
 package provider
 
 import (
+	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -84,7 +85,7 @@ func NewTransport(cfg Config) (*http.Transport, error) {
 				return nil, &ConnectError{err}
 			}
 			if tcp, ok := conn.(*net.TCPConn); ok {
-				return bodyConn{tcp}, nil
+				return &bodyConn{TCPConn: tcp}, nil
 			}
 			return conn, nil
 		},
@@ -103,25 +104,55 @@ func NewTransport(cfg Config) (*http.Transport, error) {
 	}, nil
 }
 
-// bodyConn writes a request body that is in memory in one go. The transport
-// would copy it through a buffer of 32 KiB, a system call each: a tenth of what a
-// 200 KB request costs.
-type bodyConn struct{ *net.TCPConn }
+// bodyConn writes the headers of a request and a body that is in memory in one
+// system call. The transport would send the headers by themselves and copy the
+// body through a buffer of 32 KiB: a tenth of what a 200 KB request costs. Like
+// any connection of a transport it has one writer at a time.
+type bodyConn struct {
+	*net.TCPConn
+	head []byte // headers that wait for their body
+}
+
+// Write holds back the headers of a POST that come without a body: it follows.
+func (c *bodyConn) Write(p []byte) (int, error) {
+	if len(c.head) == 0 && bytes.HasPrefix(p, postPrefix) && bytes.Index(p, headEnd) == len(p)-len(headEnd) {
+		c.head = append(c.head, p...)
+		return len(p), nil
+	}
+	return c.writeAll(p)
+}
+
+var (
+	postPrefix = []byte("POST ")
+	headEnd    = []byte("\r\n\r\n")
+)
+
+// writeAll writes what was held back, and p.
+func (c *bodyConn) writeAll(p []byte) (int, error) {
+	if len(c.head) == 0 {
+		return c.TCPConn.Write(p)
+	}
+	held := len(c.head)
+	n, err := (&net.Buffers{c.head, p}).WriteTo(c.TCPConn)
+	c.head = c.head[:0]
+	return max(0, int(n)-held), err
+}
 
 // ReadFrom implements io.ReaderFrom, which the transport uses for bodies.
-func (c bodyConn) ReadFrom(r io.Reader) (int64, error) {
-	limited, ok := r.(*io.LimitedReader)
-	if !ok {
-		return c.TCPConn.ReadFrom(r)
+func (c *bodyConn) ReadFrom(r io.Reader) (int64, error) {
+	if limited, ok := r.(*io.LimitedReader); ok {
+		if body, ok := limited.R.(InMemory); ok && body.Remaining() == limited.N {
+			n, err := body.WriteTo(writerFunc(c.writeAll))
+			limited.N -= n
+			return n, err
+		}
 	}
-	body, ok := limited.R.(InMemory)
-	if !ok || body.Remaining() != limited.N {
-		return c.TCPConn.ReadFrom(r)
-	}
-	n, err := body.WriteTo(c.TCPConn)
-	limited.N -= n
-	return n, err
+	return io.Copy(writerFunc(c.writeAll), r)
 }
+
+type writerFunc func([]byte) (int, error)
+
+func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
 
 // InMemory is a body that can be written whole. Remaining is what WriteTo would write, in bytes.
 type InMemory interface {

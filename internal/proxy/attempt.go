@@ -103,7 +103,7 @@ func (w *walk) acquire(x *exchange, up *router.Upstream) (keypool.Lease, error) 
 }
 
 func (w *walk) nextUpstream() bool {
-	if w.at+1 >= len(w.plan) {
+	if w.again || w.at+1 >= len(w.plan) { // again: who comes later has had its turn
 		return false
 	}
 	w.at++

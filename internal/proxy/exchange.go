@@ -97,7 +97,6 @@ func (x *exchange) read(w http.ResponseWriter) bool {
 	case err == nil:
 		return true
 	case errors.Is(err, os.ErrDeadlineExceeded):
-		w.Header().Set("Connection", "close")
 		x.refuse(w, http.StatusRequestTimeout, messages.InvalidRequest, "the request body did not arrive in time; send it again")
 		return false
 	case errors.Is(err, errBodyTooLarge):
@@ -120,8 +119,8 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 		return false
 	}
 	x.msg = msg
-	x.model = string(msg.Model)                             // a copy: the body is given back before the record is written
-	class := keypool.ClassOf(x.live.scrub.Replace(x.model)) // an unknown model's class is its name, and is logged
+	x.model = string(msg.Model)                           // a copy: the body is given back before the record is written
+	class := keypool.ClassOf(x.live.scrub.clean(x.model)) // an unknown model's class is its name, and is logged
 	x.demand = keypool.Demand{
 		Class:        class,
 		Input:        len(msg.Body) / bytesPerToken,
@@ -194,7 +193,7 @@ const linger = time.Second
 // closed where a body was not read: what it holds must not become a request.
 func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
 	x.status, x.outcome = status, outcomeRefused
-	unread := x.body == nil && x.r.ContentLength != 0 || status == http.StatusRequestEntityTooLarge
+	unread := x.body == nil && x.r.ContentLength != 0 || status == http.StatusRequestEntityTooLarge || status == http.StatusRequestTimeout
 	if unread || x.body == nil && status == messages.StatusOverloaded {
 		w.Header().Set("Connection", "close")
 	}
@@ -253,7 +252,7 @@ func (x *exchange) record(log zerolog.Logger) {
 // secrets, since tokens get pasted in the wrong place. The encoder escapes it.
 func (x *exchange) printable(s string) string {
 	const most = 128
-	s = x.live.scrub.Replace(s)
+	s = x.live.scrub.clean(s)
 	if len(s) > most {
 		return strings.ToValidUTF8(s[:most], "") + "…"
 	}

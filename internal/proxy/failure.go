@@ -165,5 +165,5 @@ func (x *exchange) writeReply(w http.ResponseWriter, r *reply) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	x.writeBody(w, r.status, []byte(x.live.scrub.Replace(string(r.body))))
+	x.writeBody(w, r.status, []byte(x.live.scrub.clean(string(r.body))))
 }

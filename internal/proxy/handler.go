@@ -5,9 +5,7 @@
 package proxy
 
 import (
-	"cmp"
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
@@ -56,7 +54,7 @@ type Live struct {
 	// and client tokens.
 	Secrets []secret.Value
 
-	scrub *strings.Replacer
+	scrub *scrubber
 }
 
 // Handler serves the data listener. Create it with [NewHandler].
@@ -92,32 +90,6 @@ func (h *Handler) Swap(live *Live) {
 	}
 	next.scrub = newScrubber(next.Secrets)
 	h.live.Store(&next)
-}
-
-// shortestSecret is the least that is replaced: a shorter value would be found
-// in text that has nothing to do with it.
-const shortestSecret = 8
-
-// newScrubber replaces secrets, as they are and as JSON writes them. The longest
-// come first: one may be the beginning of another.
-func newScrubber(secrets []secret.Value) *strings.Replacer {
-	var found []string
-	for _, s := range secrets {
-		value := s.Reveal()
-		if len(value) < shortestSecret {
-			continue
-		}
-		found = append(found, value)
-		if quoted, err := json.Marshal(value); err == nil && string(quoted[1:len(quoted)-1]) != value {
-			found = append(found, string(quoted[1:len(quoted)-1]))
-		}
-	}
-	slices.SortFunc(found, func(a, b string) int { return cmp.Compare(len(b), len(a)) })
-	pairs := make([]string, 0, 2*len(found))
-	for _, value := range found {
-		pairs = append(pairs, value, secret.Redacted)
-	}
-	return strings.NewReplacer(pairs...)
 }
 
 // Drain makes the relay not ready and refuses new work; requests under way go on.

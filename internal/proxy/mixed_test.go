@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/secret"
 	"cc-relay/internal/simulator"
 )
 
@@ -112,6 +113,49 @@ func TestAttemptsAreBounded(t *testing.T) {
 	})
 }
 
+// Where no later provider can serve, the one that failed is asked once more; who
+// has already said no is not.
+func TestBackToTheOneThatFailed(t *testing.T) {
+	leakFree(t)
+	once := status(529)
+	once.To = 1
+	for name, second := range map[string]simulator.Fault{
+		"the other is dry":          limit429("60"),
+		"the other refuses the key": status(401),
+		"the other forbids it":      status(403),
+		"the other lacks the model": worded(404, "model: x"),
+		"the other is spent":        status(402),
+	} {
+		t.Run(name, func(t *testing.T) {
+			a, b := newSim(t, "a", 1, once), newSim(t, "b", 1, second)
+			r := relayOf(t, a, b)
+			got := r.do(call{body: ask(opus, true)})
+			requireServed(t, got, true)
+			requirePause(t, got, true)
+			assert.Len(t, a.Seen(), 2)
+			assert.Len(t, b.Seen(), 1)
+
+			t.Run("in vain", func(t *testing.T) {
+				a, b := newSim(t, "a", 1, status(529)), newSim(t, "b", 1, second)
+				r := relayOf(t, a, b)
+				require.NotEqual(t, 200, r.do(call{body: ask(opus, true)}).status)
+				assert.Len(t, a.Seen(), 2)
+				assert.Len(t, b.Seen(), 1, "nobody is asked again who said no")
+			})
+		})
+	}
+	t.Run("the other was dry before", func(t *testing.T) {
+		a, b := newSim(t, "a", 1, status(529)), newSim(t, "b", 1, limit429("60"))
+		r := relayOf(t, a, b)
+		requireError(t, r.do(call{body: ask(opus, true)}), 429, "rate_limit_error")
+		require.NoError(t, a.SetFaults(faults(once)))
+		got := r.do(call{body: ask(opus, true)})
+		requireServed(t, got, true)
+		requirePause(t, got, true)
+		assert.Len(t, b.Seen(), 1)
+	})
+}
+
 // Two providers may be two doors to the same account: what one door refuses the
 // other may let through.
 func TestOneKeyAtTwoProviders(t *testing.T) {
@@ -152,6 +196,36 @@ func TestSecretsAreTakenOutOfErrorBodies(t *testing.T) {
 		assert.Contains(t, got.body, "event: error\n")
 		assert.Contains(t, got.body, want)
 	})
+}
+
+// Secrets are taken out whole and as they are written, and nothing else is.
+func TestWhatCountsAsASecret(t *testing.T) {
+	leakFree(t)
+	secrets := []string{"token-of-team", "token-of-team-blue", `quoted"and\slashed`, "12345678", "seven77"}
+	for name, tt := range map[string]struct{ said, want string }{
+		"alone":                    {"token-of-team", "[redacted]"},
+		"the longer one":           {"token-of-team-blue", "[redacted]"},
+		"in the middle":            {"atoken-of-teamz", "a[redacted]z"},
+		"at the end":               {"the end: 12345678", "the end: [redacted]"},
+		"twice, and another":       {"token-of-team token-of-team 12345678", "[redacted] [redacted] [redacted]"},
+		"as JSON writes it":        {`quoted\"and\\slashed`, "[redacted]"},
+		"the beginning of one":     {"token-of-tea 1234567 token-of", "token-of-tea 1234567 token-of"},
+		"too short to be replaced": {"seven77", "seven77"},
+		"in capitals":              {"TOKEN-OF-TEAM", "TOKEN-OF-TEAM"},
+		"nothing of the kind":      {"token", "token"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := relayOf(t, newSim(t, "a", 1, bodied(400, `{"said":"`+tt.said+`"}`)))
+			r.live.Secrets = nil
+			for _, s := range secrets {
+				r.live.Secrets = append(r.live.Secrets, secret.New(s))
+			}
+			r.handler.Swap(r.live)
+			got := r.do(call{body: ask(opus, false)})
+			require.Equal(t, 400, got.status)
+			assert.Equal(t, `{"said":"`+tt.want+`"}`, got.body)
+		})
+	}
 }
 
 // What the provider says of its limits is learned for the class, and held to.

@@ -317,6 +317,19 @@ func TestConversationsBelongToTheirClient(t *testing.T) {
 	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
 }
 
+// A home that is overloaded is not asked once more while another owner is there.
+func TestAConversationLeavesAnOverloadedHome(t *testing.T) {
+	leakFree(t)
+	busy := key(1, status(529))
+	busy.From = 2
+	a := newSim(t, "a", 2, busy)
+	r := relayOf(t, a)
+	turn := call{header: http.Header{"X-Claude-Code-Session-Id": {"one"}}, body: ask(opus, false)}
+	requireServed(t, r.do(turn), false)
+	requireServed(t, r.do(turn), false)
+	assert.Equal(t, []string{"key-1", "key-1", "key-2"}, a.keysSeen())
+}
+
 // The small requests that a coding agent makes to another model have another
 // prompt, and must not move the home of the large ones.
 func TestConversationsHaveAHomePerModel(t *testing.T) {

@@ -143,7 +143,7 @@ func (x *exchange) scrubTail(run []byte, n int) []byte {
 		return run
 	}
 	at := len(run) - n
-	return append(run[:at:at], x.live.scrub.Replace(string(run[at:]))...)
+	return append(run[:at:at], x.live.scrub.clean(string(run[at:]))...)
 }
 
 // failed notes an error event that the client has been sent as it came.

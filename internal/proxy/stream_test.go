@@ -17,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/messages"
 	"cc-relay/internal/ratelimit"
 	"cc-relay/internal/simulator"
 )
@@ -51,6 +52,7 @@ func TestStreamsThatBreak(t *testing.T) {
 		aborted bool
 		outcome string
 	}{
+		"nothing but message_stop":           {wire: sseHead + stopFrame + deltaFrame, want: stopFrame, outcome: "served"},
 		"whole":                              {wire: sseHead + wholeStream, want: wholeStream, outcome: "served"},
 		"cut between frames":                 {wire: sseHead + begun, want: begun, kind: "api_error", outcome: "broken"},
 		"cut between frames, chunked":        {wire: chunkedHead + fmt.Sprintf("%x\r\n%s\r\n", len(begun), begun), want: begun, kind: "api_error", outcome: "broken"},
@@ -223,6 +225,48 @@ func read(t testing.TB, resp *http.Response, want string) {
 	_, err := io.ReadFull(resp.Body, buf)
 	require.NoError(t, err)
 	require.Equal(t, want, string(buf))
+}
+
+// An error event counts for its key as the status of its type would: the next
+// request meets what a 429 or a 401 would have left.
+func TestErrorEventsCountForTheirKey(t *testing.T) {
+	leakFree(t)
+	for kind, tt := range map[messages.ErrorType]struct {
+		status int
+		kind   string
+	}{
+		messages.RateLimit:      {429, "rate_limit_error"},
+		messages.Authentication: {502, "api_error"},
+		messages.Billing:        {429, "billing_error"},
+		messages.Overloaded:     {200, ""},
+		messages.InvalidRequest: {200, ""},
+		messages.Permission:     {200, ""},
+		messages.APIError:       {200, ""},
+	} {
+		t.Run(string(kind), func(t *testing.T) {
+			a := newSim(t, "a", 1, simulator.Fault{Kind: simulator.FaultErrorEvent, AfterEvents: 4, ErrorType: kind, Nth: 1})
+			r := relayOf(t, a)
+			first := r.do(call{body: ask(opus, true)})
+			assert.Equal(t, "broken", first.record["outcome"])
+			next := r.do(call{body: ask(opus, true)})
+			if tt.kind == "" {
+				requireServed(t, next, true)
+				return
+			}
+			requireError(t, next, tt.status, tt.kind)
+			assert.Len(t, a.Seen(), 1)
+		})
+	}
+}
+
+// A delta need not be a token: what counts is what the end of a stream says.
+func TestTheLastUsageCounts(t *testing.T) {
+	leakFree(t)
+	up := newRaw(t, "a", say(sseHead+startFrame+strings.Repeat(deltaFrame, 20)+usageFrame+stopFrame))
+	r := newRelay(t, setup{upstreams: []upstream{up.upstream}})
+	rec := r.do(call{body: ask(opus, true)}).record
+	assert.InDelta(t, 7, rec["output_tokens"], 0)
+	assert.InDelta(t, 11, rec["input_tokens"], 0)
 }
 
 // Each event reaches the client before the provider sends the next.

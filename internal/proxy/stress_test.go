@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"io"
 	"math/rand/v2"
+	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -66,6 +68,10 @@ func TestManyClientsAndMixedFaults(t *testing.T) {
 	leakFree(t)
 	a, b := echo(t, "a", 4, mixedFaults()...), echo(t, "b", 4, mixedFaults()...)
 	r := relayOf(t, a, b)
+	var open atomic.Int64 // bodies of answers
+	for _, up := range r.live.Router.Upstreams() {
+		up.Transport = counted(&open, up.Transport)
+	}
 	r.client.MaxIdleConnsPerHost = 64
 	const clients, turns = 64, 12
 	var (
@@ -104,6 +110,29 @@ func TestManyClientsAndMixedFaults(t *testing.T) {
 	assert.NotZero(t, outcomes["client_gone"], "%v", outcomes)
 	assert.Zero(t, outcomes["panic"], "%v", outcomes)
 	assert.Empty(t, r.inFlight())
+	assert.Zero(t, open.Load(), "answers never closed")
+}
+
+// counted counts the answers of a transport whose bodies are open.
+func counted(open *atomic.Int64, rt http.RoundTripper) roundTrip {
+	return func(r *http.Request) (*http.Response, error) {
+		resp, err := rt.RoundTrip(r)
+		if err == nil {
+			open.Add(1)
+			resp.Body = &countedBody{ReadCloser: resp.Body, close: sync.OnceFunc(func() { open.Add(-1) })}
+		}
+		return resp, err
+	}
+}
+
+type countedBody struct {
+	io.ReadCloser
+	close func()
+}
+
+func (b *countedBody) Close() error {
+	b.close()
+	return b.ReadCloser.Close()
 }
 
 // leaveEarly sends a request and goes away after a moment.
