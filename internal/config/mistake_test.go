@@ -172,6 +172,8 @@ func TestMistakes(t *testing.T) {
 			"c.yaml:8:12: providers[0].keys[4].key: same key as providers[0].keys[3].key; remove one",
 			"c.yaml:8:25: providers[0].keys[4].priority: -1 is not a priority; write 0 (low), 1 (normal) or 2 (high)",
 			"c.yaml:8:37: providers[0].keys[4].weight: 1001 is not a weight; write 1 to 1000"}},
+		{"limits of one organization", "providers:\n- name: a\n  keys:\n  - { key: k, organization: acme, rpm_limit: 50 }\n  - { key: l, organization: acme, rpm_limit: 60, itpm_limit: 5 }\n  - { key: m, rpm_limit: 70 }\n", []string{
+			"c.yaml:5:46: providers[0].keys[1].rpm_limit: 60, but keys[0] of the same organization says 50; an organization has one limit"}},
 		{"same key in two providers", "providers:\n- { name: a, base_url: 'https://API.example.com:443/v1/', keys: [{ key: k }] }\n- { name: b, base_url: 'https://api.example.com', keys: [{ key: k }] }\n- { name: c, base_url: 'https://other.example.com', keys: [{ key: k }] }\n", []string{
 			"c.yaml:3:65: providers[1].keys[0].key: same key as providers[0].keys[0].key; remove one"}},
 		{"headers", "providers:\n- name: a\n  keys: [{ key: k }]\n  headers:\n    Host: a\n    transfer-encoding: b\n    'x y': c\n    x-a: 1\n    X-A: 2\n    x-b: \"a\\nb\"\n    X-Api-Key: k\n    authorization: fine\n    Accept-encoding: gzip\n", []string{

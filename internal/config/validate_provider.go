@@ -152,6 +152,7 @@ func checkKeys(r *report, path string, p Provider, owners map[string]string) {
 			continue
 		}
 		checkLimits(r, at, k)
+		checkOrganization(r, at, k, p.Keys[:i])
 		if k.Priority != nil && (*k.Priority < keypool.PriorityLow || *k.Priority > keypool.PriorityHigh) {
 			r.add(at+".priority", &InvalidPriorityError{Provider: p.Name, Key: i, Value: *k.Priority})
 		}
@@ -172,6 +173,27 @@ func checkKeys(r *report, path string, p Provider, owners map[string]string) {
 			continue
 		}
 		owners[id] = at
+	}
+}
+
+// checkOrganization reports a limit that an earlier key of the same organization
+// gives otherwise: they share one.
+func checkOrganization(r *report, path string, k keypool.KeyConfig, earlier []keypool.KeyConfig) {
+	if k.Organization == "" {
+		return
+	}
+	for i, e := range earlier {
+		if e.Organization != k.Organization {
+			continue
+		}
+		for _, limit := range []struct {
+			name      string
+			here, was int
+		}{{"rpm_limit", k.RPMLimit, e.RPMLimit}, {"itpm_limit", k.ITPMLimit, e.ITPMLimit}, {"otpm_limit", k.OTPMLimit, e.OTPMLimit}} {
+			if limit.here != 0 && limit.was != 0 && limit.here != limit.was {
+				r.addf(path+"."+limit.name, "%d, but keys[%d] of the same organization says %d; an organization has one limit", limit.here, i, limit.was)
+			}
+		}
 	}
 }
 

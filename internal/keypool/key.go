@@ -40,6 +40,11 @@ type KeyConfig struct {
 	RPMLimit  int `yaml:"rpm_limit,omitempty"`
 	ITPMLimit int `yaml:"itpm_limit,omitempty"`
 	OTPMLimit int `yaml:"otpm_limit,omitempty"`
+	// Organization is the operator's name for whom the provider counts limits for.
+	// Keys that share it share one set of limits from the start; those that say a
+	// limit must say the same.
+	// Empty: learned from the answers.
+	Organization string `yaml:"organization,omitempty"`
 	// Priority is PriorityLow, PriorityNormal or PriorityHigh; nil means PriorityNormal.
 	Priority *int `yaml:"priority,omitempty"`
 	// Weight is the key's share under the weighted strategy, 1 to 1000; nil means 1.
@@ -81,8 +86,8 @@ type KeyMetadata struct {
 
 	Limits    ratelimit.Limits // per minute; 0 = no limit known
 	Remaining ratelimit.Limits // levels now, rounded down, negative while in debt; 0 where no limit is known
-	InFlight  int              // requests acquired and not settled
-	Headroom  float64          // smallest (level − demand)/limit over the buckets; of an unknown limit 0.5 − 0.2·InFlight
+	InFlight  int              // requests acquired with this key and not settled
+	Headroom  float64          // smallest (level − demand)/limit over the buckets; of unknown limits 0.5 − 0.2 for each request its organization has in flight
 
 	// When the provider's buckets are full again, by their last headers; zero where unknown.
 	RequestsReset, InputReset, OutputReset time.Time

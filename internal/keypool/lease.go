@@ -34,6 +34,24 @@ func (l Lease) KeyID() string {
 	return l.key.id
 }
 
+// OwnerKeys returns the IDs of all keys that share the leased key's organization,
+// its own included: where one is at a limit of the organization, so are the
+// others. nil for the zero Lease.
+func (l Lease) OwnerKeys() []string {
+	if l.pool == nil {
+		return nil
+	}
+	l.pool.mu.RLock()
+	defer l.pool.mu.RUnlock()
+	var ids []string
+	for _, k := range l.pool.keys {
+		if k.owner == l.key.owner {
+			ids = append(ids, k.id)
+		}
+	}
+	return ids
+}
+
 // APIKey is the leased key itself, "" for the zero Lease and for a pool without keys.
 func (l Lease) APIKey() string {
 	if l.key == nil {
@@ -72,6 +90,9 @@ func (l Lease) Settle(used ratelimit.Tokens) {
 	}
 	h.slot.buckets.limiter.SettleAt(now, h.held, used)
 	h.class.inFlight--
+	h.slot.inFlight--
+	h.slot.held.Input -= h.held.Input
+	h.slot.held.Output -= h.held.Output
 	*h = hold{generation: h.generation + 1}
 	l.pool.free = append(l.pool.free, h)
 }

@@ -176,6 +176,9 @@ func (p *KeyPool) acquireLocked(now time.Time, c *class, demand Demand) (Lease, 
 	h := p.newHold()
 	h.class, h.slot, h.held = c, s, held
 	c.inFlight++
+	s.inFlight++
+	s.held.Input += held.Input
+	s.held.Output += held.Output
 	return Lease{pool: p, key: k, hold: h, generation: h.generation, at: now}, nil
 }
 
@@ -213,7 +216,7 @@ func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) 
 		if i == home {
 			return s, nil
 		}
-		s.meta.InFlight = inFlight
+		s.meta.InFlight = s.inFlight
 		s.meta.Headroom = headroom(room, inFlight)
 		if len(available) > 0 && s.meta.Priority > available[0].Priority {
 			available = available[:0]
@@ -291,17 +294,27 @@ func (p *KeyPool) UpdateKeyFromHeaders(keyID string, h http.Header) error {
 // headers. A missing or unreadable header changes nothing. A limit replaces the
 // one in force; remaining may lower a level but never raise it, because the
 // answer is older than what was sent since. ClassCountTokens learns of requests
-// only, and ClassModels nothing. Error: ErrKeyNotFound.
+// only, and ClassModels nothing of limits. anthropic-organization-id tells whose
+// key it is: keys of one organization share their limits from then on, with what
+// they have in flight. Error: ErrKeyNotFound.
 func (p *KeyPool) UpdateClassFromHeaders(keyID, class string, h http.Header) error {
 	seen := parseRateHeaders(h)
+	organization := organizationOf(h)
 	now := time.Now()
 	p.mu.Lock()
-	defer p.mu.Unlock()
 	k, ok := p.byID[keyID]
+	var sibling *key
+	if ok {
+		sibling = p.joinLocked(now, k, organization)
+		p.classLocked(class, now).slots[k.index].learn(now, seen)
+	}
+	p.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("%w: %s", ErrKeyNotFound, keyID)
 	}
-	p.classLocked(class, now).slots[k.index].learn(now, seen)
+	if sibling != nil {
+		p.log.Warn().Str("key_id", keyID).Str("same_as", sibling.id).Msg("two keys belong to one organization; its limits are counted once, so the second adds no capacity")
+	}
 	return nil
 }
 

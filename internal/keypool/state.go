@@ -18,8 +18,7 @@ const maxClasses = 256
 // maxWeight bounds a key's weight, so that sums of weights cannot overflow.
 const maxWeight = 1000
 
-// key is one credential. In this version each key is its own owner; buckets hang
-// on the owner, so keys of one organization can share them.
+// key is one credential. Its buckets hang on its owner.
 type key struct {
 	id       string
 	index    int
@@ -27,17 +26,15 @@ type key struct {
 	limits   ratelimit.Limits // configured, where each class starts
 	priority int
 	weight   int
-	owner    *owner
 
-	dead outage // guarded by KeyPool.mu, as cool
-	cool coolDown
+	owner *owner // guarded by KeyPool.mu, as what follows
+	dead  outage
+	cool  coolDown
 }
-
-// owner is whom the provider's limits are counted for.
-type owner struct{ limits ratelimit.Limits }
 
 // buckets are one owner's limits for one class.
 type buckets struct {
+	learned bool // headers have told a limit
 	limiter *ratelimit.TokenBucketLimiter
 	cool    coolDown
 }
@@ -56,6 +53,8 @@ type slot struct {
 	meta          KeyMetadata
 	buckets       *buckets
 	key           *key
+	inFlight      int              // leases of this key not settled
+	held          ratelimit.Tokens // by them
 	blocked       outage
 	forbade       bool   // a 403 came, and no success since
 	forbadeClient string // whose
@@ -67,6 +66,7 @@ func newKeys(configs []KeyConfig) ([]*key, error) {
 	}
 	keys := make([]*key, 0, len(configs))
 	seen := make(map[string]int, len(configs))
+	owners := make(map[string]*owner)
 	for i, c := range configs {
 		k, err := newKey(i, c)
 		if err != nil {
@@ -76,6 +76,13 @@ func newKeys(configs []KeyConfig) ([]*key, error) {
 			return nil, fmt.Errorf("keys[%d] is the same key as keys[%d]; list a key once", i, first)
 		}
 		seen[k.id] = i
+		if o, ok := owners[c.Organization]; ok && c.Organization != "" {
+			if err := o.share(k.limits); err != nil {
+				return nil, fmt.Errorf("keys[%d]: organization %s: %w", i, c.Organization, err)
+			}
+			k.owner = o
+		}
+		owners[c.Organization] = k.owner
 		keys = append(keys, k)
 	}
 	return keys, nil
@@ -102,18 +109,6 @@ func newKey(index int, c KeyConfig) (*key, error) {
 	}
 	k.owner = &owner{limits: k.limits}
 	return k, nil
-}
-
-// limitsFor is where a class starts. Counting tokens and listing models use no
-// tokens, and listing counts towards no limit at all.
-func (o *owner) limitsFor(class string) ratelimit.Limits {
-	switch class {
-	case ClassModels:
-		return ratelimit.Limits{}
-	case ClassCountTokens:
-		return ratelimit.Limits{RPM: o.limits.RPM}
-	}
-	return o.limits
 }
 
 // wait is how long until the key can take one request of the slot's class: over
@@ -184,6 +179,7 @@ func (s *slot) learn(now time.Time, seen rateHeaders) {
 		}
 	}
 	if changed != limits {
+		s.buckets.learned = true
 		l.SetLimitAt(now, changed)
 	}
 	l.LowerAt(now, ratelimit.Levels{Requests: seen.requests.remaining, Input: seen.input.remaining, Output: seen.output.remaining})
@@ -195,7 +191,7 @@ func (s *slot) view(now time.Time) KeyMetadata {
 	m := s.meta
 	m.Limits = u.Limits
 	m.Remaining = ratelimit.Limits{RPM: floor(u.Requests), ITPM: floor(u.Input), OTPM: floor(u.Output)}
-	m.InFlight = u.InFlight
+	m.InFlight = s.inFlight
 	room, _, _ := s.buckets.limiter.RoomAt(now, ratelimit.Tokens{})
 	m.Headroom = headroom(room, u.InFlight)
 	m.State, m.Until, m.Reason = s.state(now, u)
@@ -240,9 +236,11 @@ func (p *KeyPool) classLocked(name string, now time.Time) *class {
 	c := &class{name: name, slots: make([]slot, len(p.keys)), used: now}
 	for i, k := range p.keys {
 		c.slots[i] = slot{
-			meta:    KeyMetadata{ID: k.id, Class: name, Index: i, Priority: k.priority, Weight: k.weight},
-			buckets: &buckets{limiter: ratelimit.NewTokenBucketLimiter(k.owner.limitsFor(name))},
-			key:     k,
+			meta: KeyMetadata{ID: k.id, Class: name, Index: i, Priority: k.priority, Weight: k.weight},
+			key:  k,
+		}
+		if c.slots[i].buckets = c.bucketsOf(k.owner); c.slots[i].buckets == nil {
+			c.slots[i].buckets = &buckets{limiter: ratelimit.NewTokenBucketLimiter(k.owner.limitsFor(name))}
 		}
 	}
 	p.classes[name] = c
@@ -384,6 +382,13 @@ func (c *coolDown) start(now time.Time, d time.Duration) time.Duration {
 		c.until = until
 	}
 	return c.until.Sub(now)
+}
+
+// join takes over a cool-down of the same owner that lasts longer.
+func (c *coolDown) join(other coolDown) {
+	if other.until.After(c.until) {
+		*c = other
+	}
 }
 
 // forgive makes the next guess short again. A running cool-down runs out: the

@@ -57,13 +57,16 @@ func (p *KeyPool) GetStats() PoolStats {
 
 func (c *class) stats(now time.Time) ClassStats {
 	cs := ClassStats{Class: c.name, Keys: make([]KeyMetadata, len(c.slots))}
+	counted := make(map[*buckets]bool, len(c.slots))
 	for i := range c.slots {
-		m := c.slots[i].view(now)
+		s := &c.slots[i]
+		m := s.view(now)
 		cs.Keys[i] = m
 		cs.InFlight += m.InFlight
-		if m.State == StateDead {
+		if m.State == StateDead || counted[s.buckets] {
 			continue
 		}
+		counted[s.buckets] = true
 		cs.Limits.RPM += m.Limits.RPM
 		cs.Limits.ITPM += m.Limits.ITPM
 		cs.Limits.OTPM += m.Limits.OTPM

@@ -87,13 +87,13 @@ type walk struct {
 	counted int      // attempts that may have cost an upstream work
 	moved   bool     // the one move for broken answers is spent
 	tried   []string // keys of this upstream that the request must not use again
-	avoid   string   // key whose owner has just failed, used only if it is the last one
+	avoid   []string // keys of the organization that has just failed, used only if no others are left
 }
 
 func (w *walk) acquire(x *exchange, up *router.Upstream) (keypool.Lease, error) {
 	demand := x.demand
-	if w.avoid != "" {
-		demand.Exclude = append(w.tried[:len(w.tried):len(w.tried)], w.avoid)
+	if len(w.avoid) > 0 {
+		demand.Exclude = append(w.tried[:len(w.tried):len(w.tried)], w.avoid...)
 		if lease, err := up.Pool.Acquire(x.r.Context(), demand); err == nil {
 			return lease, nil
 		}
@@ -107,7 +107,7 @@ func (w *walk) nextUpstream() bool {
 		return false
 	}
 	w.at++
-	w.avoid, w.tried = "", nil
+	w.avoid, w.tried = nil, nil
 	return true
 }
 
@@ -116,7 +116,11 @@ func (w *walk) nextUpstream() bool {
 // that is nowhere.
 func (w *walk) move(x *exchange, a *answer) bool {
 	c := conducts[a.verdict]
-	if c.nextKey {
+	switch {
+	case c.nextOwner:
+		w.tried = append(w.tried, a.lease.OwnerKeys()...)
+		return true
+	case c.nextKey:
 		w.tried = append(w.tried, a.lease.KeyID())
 		return true
 	}
@@ -128,7 +132,7 @@ func (w *walk) move(x *exchange, a *answer) bool {
 	}
 	w.moved = w.moved || c.oneMove
 	if c.again {
-		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.KeyID()}
+		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys()}
 	}
 	return w.nextUpstream() || w.back(x)
 }

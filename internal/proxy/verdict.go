@@ -37,19 +37,20 @@ func (v verdict) String() string { return verdictNames[v] }
 
 // conduct is what follows from a verdict.
 type conduct struct {
-	nextKey bool // another key of the same provider may do better
-	again   bool // where no provider is left, the same one may be asked once more
-	counted bool // the provider may have worked on it: at most maxCounted such attempts
-	oneMove bool // only one move for this reason
+	nextKey   bool // another key of the same provider may do better
+	nextOwner bool // a key of another organization of the same provider may do better
+	again     bool // where no provider is left, the same one may be asked once more
+	counted   bool // the provider may have worked on it: at most maxCounted such attempts
+	oneMove   bool // only one move for this reason
 }
 
 // conducts is the table of what an upstream's answer means for the request.
 // served, clientError and clientGone end it.
 var conducts = [...]conduct{
-	limited:      {nextKey: true},
-	spent:        {nextKey: true},
+	limited:      {nextOwner: true},
+	spent:        {nextOwner: true},
 	unauthorized: {nextKey: true},
-	forbidden:    {nextKey: true},
+	forbidden:    {nextOwner: true},
 	noModel:      {},
 	overloaded:   {again: true, counted: true},
 	failed:       {again: true, counted: true, oneMove: true},

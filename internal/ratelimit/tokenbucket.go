@@ -120,6 +120,43 @@ func (l *TokenBucketLimiter) LowerAt(now time.Time, seen Levels) {
 	l.output.lower(seen.Output)
 }
 
+// AbsorbAt merges another limiter into l: both counted the same buckets, each
+// only its own requests. Where they agree on a limit, the level becomes what was
+// there less what either side took. Where they do not, l is taken to know better,
+// and only what the other has in flight is taken from it: what it took before
+// was measured against another limit. The other limiter must not be used any more.
+func (l *TokenBucketLimiter) AbsorbAt(now time.Time, other *TokenBucketLimiter) {
+	o := other.UsageAt(now)
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.requests.absorb(bucket{float64(o.Limits.RPM), o.Requests}, l.inFlight, o.InFlight)
+	l.input.absorb(bucket{float64(o.Limits.ITPM), o.Input}, l.held.Input, o.Held.Input)
+	l.output.absorb(bucket{float64(o.Limits.OTPM), o.Output}, l.held.Output, o.Held.Output)
+	l.limits = Limits{RPM: int(l.requests.limit), ITPM: int(l.input.limit), OTPM: int(l.output.limit)}
+	l.inFlight += o.InFlight
+	l.held.Input += o.Held.Input
+	l.held.Output += o.Held.Output
+}
+
+// MoveAt hands requests in flight and what they hold over to another limiter,
+// which will see their settlement.
+func (l *TokenBucketLimiter) MoveAt(now time.Time, to *TokenBucketLimiter, inFlight int, held Tokens) {
+	l.shift(now, -inFlight, Tokens{-held.Input, -held.Output})
+	to.shift(now, inFlight, held)
+}
+
+func (l *TokenBucketLimiter) shift(now time.Time, inFlight int, held Tokens) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.input.take(float64(held.Input))
+	l.output.take(float64(held.Output))
+	l.inFlight = max(0, l.inFlight+inFlight)
+	l.held.Input = max(0, l.held.Input+held.Input)
+	l.held.Output = max(0, l.held.Output+held.Output)
+}
+
 // UsageAt is GetUsage at a given time. It writes nothing, so that readers of
 // statistics see the levels of their own moment and disturb nobody's.
 func (l *TokenBucketLimiter) UsageAt(now time.Time) Usage {
@@ -221,6 +258,18 @@ func (b *bucket) setLimit(limit int, inFlight float64) {
 	b.level = min(b.level, next)
 	if next == 0 {
 		b.level = 0
+	}
+}
+
+func (b *bucket) absorb(other bucket, inFlight, otherInFlight int) {
+	switch {
+	case b.limit == 0:
+		*b = other
+		b.take(float64(inFlight))
+	case b.limit == other.limit:
+		b.level -= other.limit - other.level
+	default:
+		b.take(float64(otherInFlight))
 	}
 }
 

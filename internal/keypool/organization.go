@@ -1,0 +1,144 @@
+package keypool
+
+import (
+	"fmt"
+	"net/http"
+	"time"
+
+	"cc-relay/internal/ratelimit"
+)
+
+// owner is whom the provider counts limits for: an organization. Keys that are
+// not known to share one have an owner each.
+type owner struct {
+	id     string           // the provider's name for it; "" until an answer has told. Guarded by KeyPool.mu
+	limits ratelimit.Limits // configured, where each class starts
+}
+
+// maxOrganizationID bounds what is taken for an organization's id; they are UUIDs.
+const maxOrganizationID = 128
+
+// organizationOf is the organization that an answer names, "" where it names none.
+func organizationOf(h http.Header) string {
+	id := headerValue(h, "Anthropic-Organization-Id")
+	if len(id) > maxOrganizationID {
+		return ""
+	}
+	return id
+}
+
+// joinLocked learns that a key belongs to the organization id. Keys of one
+// organization have one set of buckets: their limits are counted once, whatever
+// the number of keys. It returns the key that k now shares its owner with, if
+// that is news. The caller holds mu for writing.
+// Source: https://platform.claude.com/docs/en/api/rate-limits (limits are set per
+// organization).
+func (p *KeyPool) joinLocked(now time.Time, k *key, id string) *key {
+	if id == "" || id == k.owner.id {
+		return nil
+	}
+	other := p.keyOf(id)
+	switch {
+	case k.owner.id == "" && other == nil:
+		k.owner.id = id
+		return nil
+	case k.owner.id == "":
+		p.mergeLocked(now, k.owner, other)
+	case other == nil: // the key has moved to an organization of its own
+		p.moveLocked(now, k, &owner{id: id, limits: k.limits}, nil)
+	default:
+		p.moveLocked(now, k, other.owner, other)
+	}
+	return other
+}
+
+// keyOf returns a key of the organization, or nil.
+func (p *KeyPool) keyOf(id string) *key {
+	for _, k := range p.keys {
+		if k.owner.id == id {
+			return k
+		}
+	}
+	return nil
+}
+
+// mergeLocked gives all keys of one owner the buckets of another: they were the
+// same buckets all along, counted twice.
+func (p *KeyPool) mergeLocked(now time.Time, from *owner, into *key) {
+	for _, c := range p.classes {
+		a, b := c.slots[into.index].buckets, c.bucketsOf(from)
+		if b.learned && !a.learned { // what headers said goes before what was configured
+			a, b = b, a
+		}
+		a.limiter.AbsorbAt(now, b.limiter)
+		a.cool.join(b.cool)
+		for i := range c.slots {
+			if s := &c.slots[i]; s.buckets == b {
+				s.buckets = a
+			}
+		}
+	}
+	for _, k := range p.keys {
+		if k.owner == from {
+			k.owner = into.owner
+		}
+	}
+}
+
+// bucketsOf returns the owner's buckets; it has a key.
+func (c *class) bucketsOf(o *owner) *buckets {
+	for i := range c.slots {
+		if c.slots[i].key.owner == o {
+			return c.slots[i].buckets
+		}
+	}
+	return nil
+}
+
+// moveLocked gives one key another owner, with what it has in flight. sibling is
+// a key of that owner, nil for a new one.
+func (p *KeyPool) moveLocked(now time.Time, k *key, to *owner, sibling *key) {
+	k.owner = to
+	for _, c := range p.classes {
+		s := &c.slots[k.index]
+		target := &buckets{limiter: ratelimit.NewTokenBucketLimiter(to.limitsFor(c.name))}
+		if sibling != nil {
+			target = c.slots[sibling.index].buckets
+		}
+		s.buckets.limiter.MoveAt(now, target.limiter, s.inFlight, s.held)
+		s.buckets = target
+	}
+}
+
+// share adds what another key of the organization says of its limits.
+func (o *owner) share(limits ratelimit.Limits) error {
+	for _, l := range []struct {
+		name string
+		have *int
+		said int
+	}{
+		{"rpm_limit", &o.limits.RPM, limits.RPM},
+		{"itpm_limit", &o.limits.ITPM, limits.ITPM},
+		{"otpm_limit", &o.limits.OTPM, limits.OTPM},
+	} {
+		switch {
+		case *l.have == 0:
+			*l.have = l.said
+		case l.said != 0 && l.said != *l.have:
+			return fmt.Errorf("%s is %d here and %d before; an organization has one limit", l.name, l.said, *l.have)
+		}
+	}
+	return nil
+}
+
+// limitsFor is where a class starts. Counting tokens and listing models use no
+// tokens, and listing counts towards no limit at all.
+func (o *owner) limitsFor(class string) ratelimit.Limits {
+	switch class {
+	case ClassModels:
+		return ratelimit.Limits{}
+	case ClassCountTokens:
+		return ratelimit.Limits{RPM: o.limits.RPM}
+	}
+	return o.limits
+}
