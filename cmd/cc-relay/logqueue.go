@@ -17,7 +17,7 @@ const (
 // logQueue is a writer that never blocks: records wait in memory and are written
 // together. A record that finds it full is dropped and counted, because a slow
 // log must not hold up requests. zerolog's own queue wakes a goroutine and makes
-// a system call for each record, which was a twentieth of a small request.
+// a system call for each record.
 type logQueue struct {
 	out  io.Writer
 	wake chan struct{} // holds one while something waits

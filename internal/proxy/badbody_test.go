@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/proxy"
+	"cc-relay/internal/simulator"
 )
 
 func TestBodiesThatAreRefused(t *testing.T) {
@@ -114,6 +115,12 @@ func TestSlowBodies(t *testing.T) {
 		})
 	}
 	assert.Empty(t, a.Seen(), "the provider was asked")
+	t.Run("a provider may take longer than a client", func(t *testing.T) {
+		require.NoError(t, a.SetFaults(faults(simulator.Fault{Kind: simulator.FaultDelay, Delay: 800 * time.Millisecond, Nth: 1})))
+		got := r.do(call{body: body})
+		requireServed(t, got, false)
+		require.GreaterOrEqual(t, got.record["duration_ms"], 800.)
+	})
 	t.Run("steady", func(t *testing.T) {
 		c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
 		require.NoError(t, err)

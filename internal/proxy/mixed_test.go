@@ -2,6 +2,7 @@ package proxy_test
 
 import (
 	"fmt"
+	"net/url"
 	"strings"
 	"testing"
 	"time"
@@ -144,6 +145,12 @@ func TestBackToTheOneThatFailed(t *testing.T) {
 			})
 		})
 	}
+	t.Run("but not to a key that refused", func(t *testing.T) {
+		a, b := newSim(t, "a", 2, key(1, status(403)), key(2, status(529))), newSim(t, "b", 1, status(401))
+		r := relayOf(t, a, b)
+		requireError(t, r.do(call{body: ask(opus, true)}), 529, "overloaded_error")
+		assert.Equal(t, []string{"key-1", "key-2", "key-2"}, a.keysSeen())
+	})
 	t.Run("the other was dry before", func(t *testing.T) {
 		a, b := newSim(t, "a", 1, status(529)), newSim(t, "b", 1, limit429("60"))
 		r := relayOf(t, a, b)
@@ -224,6 +231,8 @@ func TestWhatCountsAsASecret(t *testing.T) {
 			got := r.do(call{body: ask(opus, false)})
 			require.Equal(t, 400, got.status)
 			assert.Equal(t, `{"said":"`+tt.want+`"}`, got.body)
+			// And where the text ends with it.
+			assert.Equal(t, "/"+tt.want, r.do(call{method: "GET", path: "/" + url.PathEscape(tt.said)}).record["path"])
 		})
 	}
 }
