@@ -1,11 +1,9 @@
 package proxy_test
 
 import (
-	"bufio"
 	"fmt"
 	"io"
 	"net"
-	"net/http"
 	"strings"
 	"testing"
 	"time"
@@ -14,7 +12,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/proxy"
-	"cc-relay/internal/simulator"
 )
 
 func TestBodiesThatAreRefused(t *testing.T) {
@@ -89,59 +86,6 @@ func TestBodiesOverTheLimit(t *testing.T) {
 		})
 	}
 	t.Cleanup(func() { assert.Len(t, a.Seen(), 2, "requests at the provider") })
-}
-
-// A client that falls silent in its body is told so and loses its connection; one
-// that is slow but steady is served.
-func TestSlowBodies(t *testing.T) {
-	leakFree(t)
-	a := newSim(t, "a", 1)
-	r := newRelay(t, setup{Config: proxy.Config{BodyTimeout: 400 * time.Millisecond}, upstreams: []upstream{a.upstream}})
-	body := ask(opus, false)
-	head := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n"
-	for name, wire := range map[string]string{
-		"declared": head + fmt.Sprintf("Content-Length: %d\r\n\r\n%s", len(body), body[:20]),
-		"chunked":  head + "Transfer-Encoding: chunked\r\n\r\n5\r\n{    \r\n",
-		"nothing":  head + "Content-Length: 10\r\n\r\n",
-	} {
-		t.Run(name, func(t *testing.T) {
-			got, closed := r.talk(wire, 1)
-			require.Len(t, got, 1)
-			requireError(t, got[0], 408, "invalid_request_error")
-			assert.True(t, closed, "the connection stays open")
-			rec := r.log.next(t)
-			assert.Equal(t, "refused", rec["outcome"])
-			assert.InDelta(t, 408, rec["status"], 0)
-		})
-	}
-	assert.Empty(t, a.Seen(), "the provider was asked")
-	t.Run("a provider may take longer than a client", func(t *testing.T) {
-		require.NoError(t, a.SetFaults(faults(simulator.Fault{Kind: simulator.FaultDelay, Delay: 800 * time.Millisecond, Nth: 1})))
-		got := r.do(call{body: body})
-		requireServed(t, got, false)
-		require.GreaterOrEqual(t, got.record["duration_ms"], 800.)
-	})
-	t.Run("steady", func(t *testing.T) {
-		c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
-		require.NoError(t, err)
-		defer func() { _ = c.Close() }()
-		in := bufio.NewReader(c)
-		for range 2 { // on one connection: no deadline of the first is left for the second
-			_, err = io.WriteString(c, head+fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)))
-			require.NoError(t, err)
-			start := time.Now()
-			for i := 0; i < len(body); i += 10 {
-				_, err = io.WriteString(c, body[i:min(i+10, len(body))])
-				require.NoError(t, err)
-				<-time.After(60 * time.Millisecond)
-			}
-			require.Greater(t, time.Since(start), 400*time.Millisecond)
-			resp, err := http.ReadResponse(in, nil)
-			require.NoError(t, err)
-			requireServed(t, readReply(resp), false)
-			<-time.After(500 * time.Millisecond) // longer than a body may be silent
-		}
-	})
 }
 
 func TestBodiesThatEndEarly(t *testing.T) {

@@ -48,7 +48,7 @@ const patient = 10 * time.Second
 func TestMain(m *testing.M) {
 	flag.Parse()
 	// Tests here wait more than they work.
-	if err := flag.Set("test.parallel", "16"); err != nil {
+	if err := flag.Set("test.parallel", "64"); err != nil {
 		panic(err)
 	}
 	goleak.VerifyTestMain(m)

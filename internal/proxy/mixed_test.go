@@ -120,46 +120,51 @@ func TestBackToTheOneThatFailed(t *testing.T) {
 	leakFree(t)
 	once := status(529)
 	once.To = 1
-	for name, second := range map[string]simulator.Fault{
-		"the other is dry":          limit429("60"),
-		"the other refuses the key": status(401),
-		"the other forbids it":      status(403),
-		"the other lacks the model": worded(404, "model: x"),
-		"the other is spent":        status(402),
-	} {
-		t.Run(name, func(t *testing.T) {
-			a, b := newSim(t, "a", 1, once), newSim(t, "b", 1, second)
-			r := relayOf(t, a, b)
-			got := r.do(call{body: ask(opus, true)})
-			requireServed(t, got, true)
-			requirePause(t, got, true)
-			assert.Len(t, a.Seen(), 2)
-			assert.Len(t, b.Seen(), 1)
-
-			t.Run("in vain", func(t *testing.T) {
+	t.Run("all", func(t *testing.T) {
+		for name, second := range map[string]simulator.Fault{
+			"the other is dry":          limit429("60"),
+			"the other refuses the key": status(401),
+			"the other forbids it":      status(403),
+			"the other lacks the model": worded(404, "model: x"),
+			"the other is spent":        status(402),
+		} {
+			t.Run(name, func(t *testing.T) {
+				t.Parallel()
+				a, b := newSim(t, "a", 1, once), newSim(t, "b", 1, second)
+				r := relayOf(t, a, b)
+				got := r.do(call{body: ask(opus, true)})
+				requireServed(t, got, true)
+				requirePause(t, got, true)
+				assert.Len(t, a.Seen(), 2)
+				assert.Len(t, b.Seen(), 1)
+			})
+			t.Run(name+", in vain", func(t *testing.T) {
+				t.Parallel()
 				a, b := newSim(t, "a", 1, status(529)), newSim(t, "b", 1, second)
 				r := relayOf(t, a, b)
 				require.NotEqual(t, 200, r.do(call{body: ask(opus, true)}).status)
 				assert.Len(t, a.Seen(), 2)
 				assert.Len(t, b.Seen(), 1, "nobody is asked again who said no")
 			})
+		}
+		t.Run("but not to a key that refused", func(t *testing.T) {
+			t.Parallel()
+			a, b := newSim(t, "a", 2, key(1, status(403)), key(2, status(529))), newSim(t, "b", 1, status(401))
+			r := relayOf(t, a, b)
+			requireError(t, r.do(call{body: ask(opus, true)}), 529, "overloaded_error")
+			assert.Equal(t, []string{"key-1", "key-2", "key-2"}, a.keysSeen())
 		})
-	}
-	t.Run("but not to a key that refused", func(t *testing.T) {
-		a, b := newSim(t, "a", 2, key(1, status(403)), key(2, status(529))), newSim(t, "b", 1, status(401))
-		r := relayOf(t, a, b)
-		requireError(t, r.do(call{body: ask(opus, true)}), 529, "overloaded_error")
-		assert.Equal(t, []string{"key-1", "key-2", "key-2"}, a.keysSeen())
-	})
-	t.Run("the other was dry before", func(t *testing.T) {
-		a, b := newSim(t, "a", 1, status(529)), newSim(t, "b", 1, limit429("60"))
-		r := relayOf(t, a, b)
-		requireError(t, r.do(call{body: ask(opus, true)}), 429, "rate_limit_error")
-		require.NoError(t, a.SetFaults(faults(once)))
-		got := r.do(call{body: ask(opus, true)})
-		requireServed(t, got, true)
-		requirePause(t, got, true)
-		assert.Len(t, b.Seen(), 1)
+		t.Run("the other was dry before", func(t *testing.T) {
+			t.Parallel()
+			a, b := newSim(t, "a", 1, status(529)), newSim(t, "b", 1, limit429("60"))
+			r := relayOf(t, a, b)
+			requireError(t, r.do(call{body: ask(opus, true)}), 429, "rate_limit_error")
+			require.NoError(t, a.SetFaults(faults(once)))
+			got := r.do(call{body: ask(opus, true)})
+			requireServed(t, got, true)
+			requirePause(t, got, true)
+			assert.Len(t, b.Seen(), 1)
+		})
 	})
 }
 

@@ -1,24 +1,15 @@
 package proxy_test
 
 import (
-	"bytes"
-	"encoding/json"
-	"fmt"
-	"io"
 	"net/http"
-	"net/http/httptest"
 	"strconv"
-	"strings"
 	"testing"
-	"testing/iotest"
 	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
-	"cc-relay/internal/keypool"
-	"cc-relay/internal/proxy"
 	"cc-relay/internal/simulator"
 )
 
@@ -51,66 +42,6 @@ func TestTroubleIsRemembered(t *testing.T) {
 		assert.Equal(t, want, second.header.Get("Retry-After"))
 		assert.Empty(t, second.header.Get("X-Cc-Relay-Key"), "no key was asked")
 	})
-}
-
-// simulated is a transport that asks a simulator without a network, for tests in
-// which time passes.
-func simulated(s *simulator.Simulator) roundTrip {
-	return func(r *http.Request) (*http.Response, error) {
-		body, err := io.ReadAll(r.Body)
-		if err != nil {
-			return nil, err
-		}
-		_ = r.Body.Close()
-		in := r.Clone(r.Context())
-		in.Body = io.NopCloser(bytes.NewReader(body))
-		w, whole := httptest.NewRecorder(), false
-		func() {
-			defer func() { _ = recover() }() // how a handler breaks its connection
-			s.ServeHTTP(w, in)
-			whole = true
-		}()
-		resp := w.Result()
-		if !whole {
-			resp.Body = io.NopCloser(io.MultiReader(resp.Body, iotest.ErrReader(io.ErrUnexpectedEOF)))
-		}
-		return resp, nil
-	}
-}
-
-var unlimited keypool.KeyConfig
-
-// bubble is a relay inside a synctest bubble, before one simulator.
-type bubble struct {
-	*simulator.Simulator
-	handler *proxy.Handler
-	pool    *keypool.KeyPool
-	log     *logs
-}
-
-func newBubble(t *testing.T, keys int, limits keypool.KeyConfig, f ...simulator.Fault) *bubble {
-	t.Helper()
-	cfg := simulator.Config{Faults: f}
-	up := memory(nil)
-	up.keys = nil
-	for i := 1; i <= keys; i++ {
-		up.keys = append(up.keys, keyOf("a", i))
-		cfg.Organizations = append(cfg.Organizations, simulator.Organization{ID: "org-" + itoa(i), Keys: []simulator.Key{{Key: keyOf("a", i)}}})
-	}
-	s, err := simulator.New(cfg)
-	require.NoError(t, err)
-	up.transport = simulated(s)
-	up.limits = limits
-	b := &bubble{Simulator: s, log: newLogs()}
-	live := newLive(t, setup{upstreams: []upstream{up}}, b.log.logger())
-	b.handler, b.pool = proxy.NewHandler(live, b.log.logger()), live.Router.Upstreams()[0].Pool
-	return b
-}
-
-func (b *bubble) ask(body string) *httptest.ResponseRecorder {
-	w := httptest.NewRecorder()
-	b.handler.ServeHTTP(w, aliceRequest(body))
-	return w
 }
 
 // A pool that is dry does not ask its provider before the time it told the client
@@ -270,94 +201,4 @@ func TestAModelNobodyKnows(t *testing.T) {
 		assert.Len(t, a.Seen(), n, "when all are believed to lack it, asking is better than refusing")
 		assert.Len(t, b.Seen(), n)
 	}
-}
-
-// A conversation's next turn finds the prompt cache of the key that served it.
-func TestConversationsStayOnTheirKey(t *testing.T) {
-	leakFree(t)
-	session := func(id string) http.Header { return http.Header{"X-Claude-Code-Session-Id": {id}} }
-	userID := func(id string) string {
-		quoted, _ := json.Marshal(id)
-		return strings.Replace(ask(opus, false), `"max_tokens"`, `"metadata":{"user_id":`+string(quoted)+`},"max_tokens"`, 1)
-	}
-	for name, turn := range map[string]call{
-		"header":           {header: session("one"), body: ask(opus, false)},
-		"user_id, JSON":    {body: userID(`{"device_id":"d","account_uuid":"","session_id":"two"}`)},
-		"user_id, older":   {body: userID("user_abc_account__session_three")},
-		"session affinity": {header: http.Header{"X-Session-Affinity": {"four"}}, body: ask(opus, false)},
-	} {
-		t.Run(name, func(t *testing.T) {
-			a := newSim(t, "a", 5)
-			r := relayOf(t, a)
-			for range 7 { // others come between, and would each take the next key
-				requireServed(t, r.do(turn), false)
-				requireServed(t, r.do(call{body: ask(opus, false)}), false)
-			}
-			used := map[string]bool{}
-			for i, rec := range a.Seen() {
-				if i%2 == 0 {
-					used[rec.Key] = true
-				}
-			}
-			assert.Len(t, used, 1, "keys of one conversation: %v", used)
-		})
-	}
-}
-
-// Nobody can reach another client's home by using its session id.
-func TestConversationsBelongToTheirClient(t *testing.T) {
-	leakFree(t)
-	a := newSim(t, "a", 2)
-	r := relayOf(t, a)
-	same := http.Header{"X-Claude-Code-Session-Id": {"one"}}
-	for range 3 {
-		requireServed(t, r.do(call{token: aliceToken, header: same, body: ask(opus, false)}), false)
-		requireServed(t, r.do(call{token: bobToken, header: same, body: ask(opus, false)}), false)
-	}
-	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
-}
-
-// A home that is overloaded is not asked once more while another owner is there.
-func TestAConversationLeavesAnOverloadedHome(t *testing.T) {
-	leakFree(t)
-	busy := key(1, status(529))
-	busy.From = 2
-	a := newSim(t, "a", 2, busy)
-	r := relayOf(t, a)
-	turn := call{header: http.Header{"X-Claude-Code-Session-Id": {"one"}}, body: ask(opus, false)}
-	requireServed(t, r.do(turn), false)
-	requireServed(t, r.do(turn), false)
-	assert.Equal(t, []string{"key-1", "key-1", "key-2"}, a.keysSeen())
-}
-
-// The small requests that a coding agent makes to another model have another
-// prompt, and must not move the home of the large ones.
-func TestConversationsHaveAHomePerModel(t *testing.T) {
-	leakFree(t)
-	a := newSim(t, "a", 2)
-	r := relayOf(t, a)
-	session := http.Header{"X-Claude-Code-Session-Id": {"one"}}
-	for range 3 {
-		requireServed(t, r.do(call{header: session, body: ask(opus, false)}), false)
-		requireServed(t, r.do(call{header: session, body: ask(haiku, false)}), false)
-	}
-	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
-}
-
-func TestAConversationMovesOnceWhenItsKeyDies(t *testing.T) {
-	leakFree(t)
-	dead := key(1, status(401))
-	dead.From = 2
-	a := newSim(t, "a", 3, dead)
-	r := relayOf(t, a)
-	turn := call{header: http.Header{"X-Claude-Code-Session-Id": {"one"}}, body: ask(opus, false)}
-	for range 6 {
-		requireServed(t, r.do(turn), false)
-	}
-	seen := a.keysSeen()
-	require.Equal(t, []string{"key-1", "key-1"}, seen[:2])
-	for _, k := range seen[3:] {
-		assert.Equal(t, seen[2], k, "keys: %v", seen)
-	}
-	assert.Len(t, seen, 7, fmt.Sprint(seen))
 }
