@@ -97,7 +97,7 @@ func BenchmarkInspect(b *testing.B) {
 			b.SetBytes(int64(len(body)))
 			b.ReportAllocs()
 			for b.Loop() {
-				if _, err := messages.Inspect(body); err != nil {
+				if _, err := messages.Inspect(body, 0); err != nil {
 					b.Fatal(err)
 				}
 			}

@@ -4,7 +4,9 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"slices"
 	"strconv"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/require"
@@ -64,7 +66,7 @@ func FuzzInspect(f *testing.F) {
 		object := isObject(body)
 		_, replyErr := messages.InspectReply(body)
 		require.Equal(t, object, replyErr == nil, "encoding/json and InspectReply differ: %v", replyErr)
-		req, err := messages.Inspect(body)
+		req, err := messages.Inspect(body, 0)
 		require.Equal(t, asSent, body, "the body was changed")
 		if err != nil {
 			var invalid *messages.InvalidError
@@ -107,6 +109,48 @@ func changesOnlyModel(t *testing.T, req messages.Request, model string) {
 	require.Equal(t, before, after)
 	req.SetModel("")
 	require.Equal(t, string(req.Body), sent(t, &req), "body after SetModel was taken back")
+}
+
+// FuzzPrefix holds what Inspect says of a prompt against the model, as sent, with
+// its fields the other way round, and with one message more.
+func FuzzPrefix(f *testing.F) {
+	for _, seed := range []string{
+		`{"model":"m","tools":[{"name":"T","cache_control":{"type":"ephemeral","ttl":"1h"}}],"system":"s","messages":[{"role":"user","content":"a"}],"cache_control":{"type":"ephemeral"}}`,
+		`{"messages":[{"content":[{"cache_control":{"type":"ephemeral"},"cache_control":null},{"type":"thinking"},7,"x",[{}]],"role":"user","content":{}},null,[]],"model":"m","thinking":1}`,
+		`{"model":"m","system":[{"type":"text","text":"x-anthropic-billing-header: a"},{"type":"text","text":""}],"messages":[{"role":"assistant","content":[{"content":[{"type":"image"}]}]}]}`,
+		claude{"aad", "low", true, 2}.body(),
+	} {
+		f.Add([]byte(seed), uint64(1))
+	}
+	f.Fuzz(func(t *testing.T, body []byte, seed uint64) {
+		if _, err := messages.Inspect(body, seed); err != nil || !json.Valid(body) {
+			return
+		}
+		l := newLedger(seed)
+		was := l.check(t, body)
+		fields := elements(t, string(bytes.TrimSpace(body)), 0)
+		slices.Reverse(fields)
+		require.Equal(t, was, l.check(t, join(fields)), "the order of the fields changed the prefix")
+		for i, m := range fields {
+			if list, ok := strings.CutSuffix(m.value, "]"); ok && m.key == "messages" && m.value != "[]" {
+				fields[i].value = list + `,{"role":"user","content":[{"type":"text","text":"next","cache_control":{"type":"ephemeral"}}]}]`
+			}
+		}
+		if longer := join(fields); json.Valid(longer) { // not where the list was blank
+			l.check(t, longer)
+		}
+		other, err := messages.Inspect(body, seed+1)
+		require.NoError(t, err)
+		require.NotEqual(t, was.Root, other.Prefix.Root, "the seed does not count")
+	})
+}
+
+func join(fields []modelMember) []byte {
+	all := make([]string, len(fields))
+	for i, m := range fields {
+		all[i] = `"` + m.key + `":` + m.value
+	}
+	return []byte("{" + strings.Join(all, ",") + "}")
 }
 
 func FuzzFrames(f *testing.F) {

@@ -21,12 +21,17 @@ const (
 // case or in escapes, and so is a lone case variant of a field read here: the
 // relay and a provider must never read different values out of one body.
 //
+// seed makes the hashes of Prefix, and nothing else: one seed gives the same hash
+// to the same prompt, and no other seed does. Any value will do, 0 included.
+//
 // The error is always an *InvalidError. Safe for concurrent use.
-func Inspect(body []byte) (Request, error) {
+func Inspect(body []byte, seed uint64) (Request, error) {
 	s := scanner{buf: body}
 	s.start()
 	req := Request{Body: body}
 	var names nameSet
+	var p prompt
+	p.begin(seed)
 	for ok := s.firstField(); ok; ok = s.nextField() {
 		switch s.requestField(&names) {
 		case "model":
@@ -38,7 +43,7 @@ func Inspect(body []byte) (Request, error) {
 		case "metadata":
 			s.metadata(&req)
 		default:
-			s.value()
+			s.promptField(&p)
 		}
 	}
 	if req.Model == nil {
@@ -48,6 +53,7 @@ func Inspect(body []byte) (Request, error) {
 	if err := s.invalid(); err != nil {
 		return Request{}, err
 	}
+	p.prefix(&req.Prefix, req.Model)
 	return req, nil
 }
 

@@ -48,7 +48,7 @@ func TestInspectReads(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			body := []byte(tt.body)
-			req, err := messages.Inspect(body)
+			req, err := messages.Inspect(body, 0)
 			require.NoError(t, err)
 			assert.Equal(t, tt.model, string(req.Model))
 			assert.Equal(t, tt.stream, req.Stream)
@@ -177,7 +177,7 @@ func TestInspectRefuses(t *testing.T) {
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
-			req, err := messages.Inspect([]byte(tt.body))
+			req, err := messages.Inspect([]byte(tt.body), 0)
 			var invalid *messages.InvalidError
 			require.ErrorAs(t, err, &invalid)
 			assert.Equal(t, tt.offset, invalid.Offset, "offset of: %v", err)
@@ -199,7 +199,7 @@ func manyFields(n int) string {
 }
 
 func TestInspectTakesTheMostFields(t *testing.T) {
-	_, err := messages.Inspect([]byte(manyFields(256)))
+	_, err := messages.Inspect([]byte(manyFields(256)), 0)
 	require.NoError(t, err)
 }
 
@@ -211,7 +211,7 @@ func TestInspectErrorsQuoteNothing(t *testing.T) {
 		`{"model":"m"} CANARY`, `{"model":"m","x":"CANARY`, `{"stream":"CANARY"}`, `{"max_tokens":"CANARY"}`,
 		`{"metadata":"CANARY"}`, `{"metadata":{"user_id":["CANARY"]}}`, `{"model":"CANARY\q"}`, `{CANARY}`, `{"x":[CANARY]}`,
 	} {
-		_, err := messages.Inspect([]byte(body))
+		_, err := messages.Inspect([]byte(body), 0)
 		require.Error(t, err, "body %s", body)
 		assert.NotContains(t, strings.ToUpper(err.Error()), canary, "body %s", body)
 	}
@@ -220,10 +220,10 @@ func TestInspectErrorsQuoteNothing(t *testing.T) {
 // Every cut of a valid body is refused, and never with a panic.
 func TestInspectRefusesEveryCut(t *testing.T) {
 	body := []byte(`{"model":"m\"\\","a":[1.5e-3,{"b":[true,null,"\\\""]}],"metadata":{"user_id":"\u00e9"},"max_tokens":12,"stream":false}`)
-	_, err := messages.Inspect(body)
+	_, err := messages.Inspect(body, 0)
 	require.NoError(t, err)
 	for n := range body {
-		_, err := messages.Inspect(bytes.Clone(body[:n]))
+		_, err := messages.Inspect(bytes.Clone(body[:n]), 0)
 		var invalid *messages.InvalidError
 		require.True(t, errors.As(err, &invalid), "cut at %d: got %v", n, err)
 		require.LessOrEqual(t, invalid.Offset, n)
@@ -240,12 +240,17 @@ func TestInspectIsLinear(t *testing.T) {
 		{"metadata names", `"metadata":{"a":1`, `,"\u0061":1`, `}`},
 		{"empty lists", `"a":[[]`, `,[]`, `]`},
 		{"white space", `"a":[`, ` `, `]`},
+		{"blocks", `"messages":[{"role":"user","content":[{"type":"text","text":"a"}`, `,{}`, `]}]`},
+		{"breakpoints", `"tools":[7`, `,{"cache_control":{"type":"ephemeral"}}`, `]`},
+		{"messages", `"messages":[0`, `,{"content":""}`, `]`},
+		{"members", `"cache_control":{"type":"ephemeral"},"system":[{"a":0`, `,"cache_control":[]`, `}]`},
+		{"deep blocks", `"messages":[{"content":[0`, `,{"content":[{"content":[{}]}]}`, `]}]`},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			linear(t, func(size int) func() {
 				body := []byte(`{"model":"m",` + tt.head + strings.Repeat(tt.unit, size/len(tt.unit)) + tt.end + `}`)
 				return func() {
-					_, err := messages.Inspect(body)
+					_, err := messages.Inspect(body, 0)
 					require.NoError(t, err)
 				}
 			})
@@ -257,7 +262,7 @@ func TestInspectAllocatesNothing(t *testing.T) {
 	body := agentBody(t, 200_000)
 	require.Equal(t, 1, bytes.Count(body, []byte(`\"session_id\"`)), "the body should hold one user_id with escapes")
 	got := testing.AllocsPerRun(20, func() {
-		if _, err := messages.Inspect(body); err != nil {
+		if _, err := messages.Inspect(body, 0); err != nil {
 			t.Error(err)
 		}
 	})

@@ -21,6 +21,7 @@ type Request struct {
 	Stream    bool   // false when absent
 	MaxTokens int    // 0 when absent, and 0 is legal: it only warms the prompt cache
 	UserID    []byte // metadata.user_id as between its quotes, escapes and all; nil when absent or null, empty when ""
+	Prefix    Prefix // where the provider may find the prompt in its cache
 
 	modelAt  [2]int // the value of model in Body, quotes included
 	newModel []byte // JSON to put there; nil keeps what the client wrote

@@ -17,7 +17,7 @@ import (
 
 func inspect(tb testing.TB, body string) messages.Request {
 	tb.Helper()
-	req, err := messages.Inspect([]byte(body))
+	req, err := messages.Inspect([]byte(body), 0)
 	require.NoError(tb, err, "body %s", body)
 	return req
 }
@@ -125,7 +125,7 @@ func TestNewBodyClosed(t *testing.T) {
 func TestNewBodyClosedWhileRead(t *testing.T) {
 	for range 50 {
 		raw := agentBody(t, 4_000)
-		req, err := messages.Inspect(raw)
+		req, err := messages.Inspect(raw, 0)
 		require.NoError(t, err)
 		body := req.NewBody()
 		var wg sync.WaitGroup
@@ -140,7 +140,7 @@ func TestNewBodyClosedWhileRead(t *testing.T) {
 
 func TestNewBodyCopiesNothing(t *testing.T) {
 	raw := []byte(`{"a":1,"model":"m","b":2}`)
-	req, err := messages.Inspect(raw)
+	req, err := messages.Inspect(raw, 0)
 	require.NoError(t, err)
 	req.SetModel("other")
 	body := req.NewBody()
@@ -152,7 +152,7 @@ func TestNewBodyCopiesNothing(t *testing.T) {
 
 func TestModelAliasesBody(t *testing.T) {
 	raw := []byte(`{"model":"abc"}`)
-	req, err := messages.Inspect(raw)
+	req, err := messages.Inspect(raw, 0)
 	require.NoError(t, err)
 	raw[10] = 'x'
 	assert.Equal(t, "xbc", string(req.Model))
@@ -160,7 +160,7 @@ func TestModelAliasesBody(t *testing.T) {
 
 func TestSetModelKeepsTheDocument(t *testing.T) {
 	raw := agentBody(t, 50_000)
-	req, err := messages.Inspect(raw)
+	req, err := messages.Inspect(raw, 0)
 	require.NoError(t, err)
 	req.SetModel("other")
 	var before, after map[string]json.RawMessage

@@ -107,6 +107,34 @@ func (s *scanner) nextField() bool {
 	return false
 }
 
+// firstElement enters an array. While it, and then nextElement, return true the
+// scanner stands before an element, which the caller must read.
+func (s *scanner) firstElement() bool {
+	if s.peek() != '[' {
+		s.unexpected("an array")
+		return false
+	}
+	s.open(0)
+	if s.peek() == ']' {
+		s.close()
+		return false
+	}
+	return !s.failed
+}
+
+func (s *scanner) nextElement() bool {
+	switch s.peek() {
+	case ',':
+		s.pos++
+		return true
+	case ']':
+		s.close()
+	default:
+		s.unexpected("a comma or a closing bracket")
+	}
+	return false
+}
+
 func (s *scanner) fieldName() bool {
 	if s.peek() != '"' {
 		s.unexpected("a field name in double quotes")

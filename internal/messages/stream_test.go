@@ -208,7 +208,7 @@ func TestGoldenRequests(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			body, err := os.ReadFile(streams + name + ".request.json")
 			require.NoError(t, err)
-			req, err := messages.Inspect(body)
+			req, err := messages.Inspect(body, 0)
 			require.NoError(t, err)
 			assert.True(t, req.Stream)
 			assert.Positive(t, req.MaxTokens)

@@ -1,0 +1,214 @@
+package messages
+
+import (
+	"bytes"
+	"time"
+
+	"github.com/cespare/xxhash/v2"
+)
+
+// Each kind of value begins its hash with a number of its own, so that a value of
+// one kind is never taken for another.
+const (
+	blockKind = iota + 1
+	otherKind
+	messageKind
+)
+
+// attribution begins the text of the block by which Claude Code tells its version
+// and who is to be billed. It ends in a checksum: in 2.1.177 one that is new with
+// every request (https://github.com/anthropics/claude-code/issues/68900), in
+// 2.1.330, as recorded, one that is new with every session and in subagents. It
+// is documented to matter to the caches of other upstreams only:
+// https://code.claude.com/docs/en/llm-gateway-protocol.
+var attribution = []byte(`"x-anthropic-billing-header:`)
+
+// promptField reads the top-level field just entered if it decides what is cached,
+// else steps over it. A name written with escapes is stepped over.
+func (s *scanner) promptField(p *prompt) {
+	switch string(s.key) {
+	case "tools":
+		s.section(p, &p.tools)
+	case "system":
+		s.section(p, &p.system)
+	case "messages":
+		s.messages(p)
+	case "cache_control":
+		p.caching = s.cacheControl()
+	case "speed":
+		p.settings.speed = xxhash.Sum64(s.raw())
+	case "output_config":
+		p.settings.output = xxhash.Sum64(s.raw())
+	case "tool_choice":
+		p.settings.choice = xxhash.Sum64(s.raw())
+	case "thinking":
+		p.settings.thinking = xxhash.Sum64(s.raw())
+	default:
+		s.value()
+	}
+}
+
+// raw steps over one value of any kind and returns it as written.
+func (s *scanner) raw() []byte {
+	at := s.valueAt()
+	s.value()
+	return s.buf[at:s.pos]
+}
+
+func (s *scanner) section(p *prompt, c *section) {
+	c.at[0] = s.valueAt()
+	s.content(p, c)
+	c.at[1] = s.pos
+}
+
+// content reads blocks: tools, the system prompt, or what a message says.
+func (s *scanner) content(p *prompt, c *section) {
+	switch s.peek() {
+	case '[':
+		for ok := s.firstElement(); ok; ok = s.nextElement() {
+			if b := s.block(p); !b.label || c != &p.system || c.n > 0 {
+				c.add(b, s.pos)
+			}
+		}
+	case '"':
+		b := block{hash: blockKind}
+		b.member([]byte("type"), []byte(`"text"`))
+		b.member([]byte("text"), s.raw())
+		c.add(b, s.pos)
+	default:
+		c.other(s.raw())
+	}
+}
+
+func (s *scanner) messages(p *prompt) {
+	c := &p.messages
+	c.at[0] = s.valueAt()
+	if s.peek() == '[' {
+		for ok := s.firstElement(); ok; ok = s.nextElement() {
+			s.message(p, c)
+		}
+	} else {
+		c.other(s.raw())
+	}
+	c.at[1] = s.pos
+}
+
+// message takes the members in the order they stand in: the role of a message
+// given after its content counts for what follows.
+func (s *scanner) message(p *prompt, c *section) {
+	c.chain = mix(c.chain, messageKind)
+	if s.peek() != '{' {
+		c.other(s.raw())
+		return
+	}
+	user := false
+	for ok := s.firstField(); ok; ok = s.nextField() {
+		key := s.key
+		if string(key) == "content" {
+			s.content(p, c)
+			continue
+		}
+		value := s.raw()
+		c.member(key, value)
+		user = user || string(key) == "role" && string(value) == `"user"`
+	}
+	if user && !p.started {
+		p.start, p.started = c.chain, true
+	}
+}
+
+// block reads one block. Members are hashed one by one, so that the hash is the
+// same with and without a cache_control, wherever it stands; white space between
+// members does not count.
+func (s *scanner) block(p *prompt) block {
+	if s.peek() != '{' {
+		return block{hash: mix(otherKind, xxhash.Sum64(s.raw()))}
+	}
+	b := block{hash: blockKind}
+	for ok := s.firstField(); ok; ok = s.nextField() {
+		switch key := s.key; string(key) {
+		case "cache_control":
+			b.life = s.cacheControl()
+		case "content":
+			at := s.valueAt()
+			s.results(p)
+			b.member(key, s.buf[at:s.pos])
+		default:
+			value := s.raw()
+			b.member(key, value)
+			p.image(key, value)
+		}
+	}
+	return b
+}
+
+// member adds a member to the hash of a block and notes what it says of its kind.
+// Source of what cannot be cached:
+// https://platform.claude.com/docs/en/build-with-claude/prompt-caching.
+func (b *block) member(key, value []byte) {
+	b.hash = mix(mix(b.hash, xxhash.Sum64(key)), xxhash.Sum64(value))
+	switch string(key) {
+	case "type":
+		b.bare = b.bare || string(value) == `"thinking"` || string(value) == `"redacted_thinking"`
+	case "text":
+		b.bare = b.bare || string(value) == `""`
+		b.label = bytes.HasPrefix(value, attribution)
+	}
+}
+
+func (p *prompt) image(key, value []byte) {
+	if string(key) == "type" && string(value) == `"image"` {
+		p.images = 1
+	}
+}
+
+// results steps over the content of a block: tools answer with images there.
+func (s *scanner) results(p *prompt) {
+	if s.peek() != '[' {
+		s.value()
+		return
+	}
+	for ok := s.firstElement(); ok; ok = s.nextElement() {
+		if s.peek() != '{' {
+			s.value()
+			continue
+		}
+		for ok := s.firstField(); ok; ok = s.nextField() {
+			key := s.key
+			p.image(key, s.raw())
+		}
+	}
+}
+
+// cacheControl returns for how long a cache_control asks to keep what ends there,
+// 0 where it is none that the provider would take.
+func (s *scanner) cacheControl() time.Duration {
+	if s.peek() != '{' {
+		s.value()
+		return 0
+	}
+	ephemeral, life := false, lifeShort
+	for ok := s.firstField(); ok; ok = s.nextField() {
+		key := s.key
+		switch value := s.raw(); string(key) {
+		case "type":
+			ephemeral = string(value) == `"ephemeral"`
+		case "ttl":
+			life = lifeOf(value)
+		}
+	}
+	if !ephemeral {
+		return 0
+	}
+	return life
+}
+
+func lifeOf(ttl []byte) time.Duration {
+	switch string(ttl) {
+	case `"5m"`, "null":
+		return lifeShort
+	case `"1h"`:
+		return lifeLong
+	}
+	return 0
+}
