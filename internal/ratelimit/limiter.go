@@ -20,6 +20,8 @@ type Usage struct {
 	Requests, Input, Output float64
 	InFlight                int    // allowed and not settled
 	Held                    Tokens // sum of the estimates in flight
+
+	buckets Buckets // the same with their capacities
 }
 
 // RateLimiter decides whether a request may be sent now. Implementations are

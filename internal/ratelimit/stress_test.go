@@ -46,7 +46,7 @@ func TestConcurrentUseAddsUp(t *testing.T) {
 						return
 					}
 					_ = l.GetUsage().WaitFor(est)
-					_, _, _ = l.RoomAt(time.Now(), est)
+					_ = l.BucketsAt(time.Now())
 					l.LowerAt(time.Now(), ratelimit.Levels{Requests: 999_000, Input: -1, Output: 1_000_000_000})
 					l.SetLimit(ratelimit.Limits{RPM: 1_000_000 + rand.IntN(3), ITPM: 1_000_000_000, OTPM: 1_000_000_000})
 					input := rand.IntN(2000)

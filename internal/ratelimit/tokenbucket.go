@@ -93,6 +93,18 @@ func (l *TokenBucketLimiter) SettleAt(now time.Time, est, used Tokens) {
 	l.held.Output = max(0, l.held.Output-est.Output)
 }
 
+// AdjustAt takes what was used without having been held, and gives back what is
+// negative, up to a full bucket: output as it is produced, a refund of a request
+// that the provider never admitted.
+func (l *TokenBucketLimiter) AdjustAt(now time.Time, requests, input, output float64) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.requests.take(requests)
+	l.input.take(input)
+	l.output.take(output)
+}
+
 // SetLimitAt is SetLimit at a given time.
 func (l *TokenBucketLimiter) SetLimitAt(now time.Time, limits Limits) {
 	l.mu.Lock()
@@ -130,9 +142,9 @@ func (l *TokenBucketLimiter) AbsorbAt(now time.Time, other *TokenBucketLimiter) 
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.refill(now)
-	l.requests.absorb(bucket{float64(o.Limits.RPM), o.Requests}, l.inFlight, o.InFlight)
-	l.input.absorb(bucket{float64(o.Limits.ITPM), o.Input}, l.held.Input, o.Held.Input)
-	l.output.absorb(bucket{float64(o.Limits.OTPM), o.Output}, l.held.Output, o.Held.Output)
+	l.requests.absorb(o.buckets.Requests, l.inFlight, o.InFlight)
+	l.input.absorb(o.buckets.Input, l.held.Input, o.Held.Input)
+	l.output.absorb(o.buckets.Output, l.held.Output, o.Held.Output)
 	l.limits = Limits{RPM: int(l.requests.limit), ITPM: int(l.input.limit), OTPM: int(l.output.limit)}
 	l.inFlight += o.InFlight
 	l.held.Input += o.Held.Input
@@ -163,50 +175,76 @@ func (l *TokenBucketLimiter) UsageAt(now time.Time) Usage {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	minutes := l.minutes(now)
+	b := Buckets{l.requests.at(minutes), l.input.at(minutes), l.output.at(minutes), l.inFlight}
 	return Usage{
 		Limits:   l.limits,
-		Requests: l.requests.after(minutes),
-		Input:    l.input.after(minutes),
-		Output:   l.output.after(minutes),
+		Requests: b.Requests.Level,
+		Input:    b.Input.Level,
+		Output:   b.Output.Level,
 		InFlight: l.inFlight,
 		Held:     l.held,
+		buckets:  b,
 	}
 }
 
-// RoomAt is what a choice among limiters compares, for less than UsageAt costs:
-// the smallest (level − need)/limit over the buckets with a limit, where the
-// request itself is a need of one, and +Inf where there is no limit; how many are
-// in flight; and whether a request and a token of each kind are there to take.
-func (l *TokenBucketLimiter) RoomAt(now time.Time, need Tokens) (headroom float64, inFlight int, open bool) {
-	need = need.clamp()
+// Bucket is one of a limiter's buckets at one moment. The zero Bucket has no
+// limit and enforces nothing.
+type Bucket struct {
+	Limit    float64 // a minute; 0 = none known
+	Capacity float64 // most that it holds, at most Limit
+	Level    float64 // what could be taken now; negative while more was used than held
+}
+
+// Buckets are a limiter's three buckets at one moment.
+type Buckets struct {
+	Requests, Input, Output Bucket
+	InFlight                int // allowed and not settled
+}
+
+// BucketsAt is what a choice among limiters compares. It writes nothing.
+func (l *TokenBucketLimiter) BucketsAt(now time.Time) Buckets {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	minutes := l.minutes(now)
-	requests, one := l.requests.room(minutes, 1)
-	input, some := l.input.room(minutes, float64(need.Input))
-	output, more := l.output.room(minutes, float64(need.Output))
-	return min(requests, input, output), l.inFlight, one && some && more
+	return Buckets{l.requests.at(minutes), l.input.at(minutes), l.output.at(minutes), l.inFlight}
+}
+
+// Missing is how long until the bucket's level reaches need, if nothing else is
+// taken: 0 when it does now or has no limit, and as long as a full bucket takes
+// where need is more than it can hold.
+func (b Bucket) Missing(need float64) time.Duration {
+	want := min(need, b.Capacity)
+	if b.Limit == 0 || b.Level >= want-slack {
+		return 0
+	}
+	return time.Duration(min(longest, math.Ceil((want-b.Level)/b.Limit*float64(time.Minute))))
+}
+
+// Observation is what became known of one bucket from outside: Level is what it
+// holds, Capacity the most it can, at most the limit. The zero Observation is none.
+type Observation struct {
+	Seen            bool
+	Level, Capacity float64
+}
+
+// ObserveAt sets levels and capacities to what was observed, up and down. Buckets
+// without a limit have nothing to set. A capacity of 0 or less, or above the
+// limit, stands for the limit.
+func (l *TokenBucketLimiter) ObserveAt(now time.Time, requests, input, output Observation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.refill(now)
+	l.requests.observe(requests)
+	l.input.observe(input)
+	l.output.observe(output)
 }
 
 // WaitFor is how long until these levels reach one request and need tokens, if
-// nothing else is taken; 0 when they do now. A need above a bucket's whole limit
-// is counted as the limit: no wait makes a bucket larger.
+// nothing else is taken; 0 when they do now. A need above what a bucket can hold
+// is counted as the bucket's capacity: no wait makes a bucket larger.
 func (u Usage) WaitFor(need Tokens) time.Duration {
 	need = need.clamp()
-	return max(
-		wait(u.Limits.RPM, u.Requests, 1),
-		wait(u.Limits.ITPM, u.Input, need.Input),
-		wait(u.Limits.OTPM, u.Output, need.Output),
-	)
-}
-
-func wait(limit int, level float64, need int) time.Duration {
-	want := float64(min(need, limit))
-	if limit == 0 || level >= want-slack {
-		return 0
-	}
-	missing := want - level
-	return time.Duration(min(longest, math.Ceil(missing/float64(limit)*float64(time.Minute))))
+	return max(u.buckets.Requests.Missing(1), u.buckets.Input.Missing(float64(need.Input)), u.buckets.Output.Missing(float64(need.Output)))
 }
 
 // minutes is the time since the levels were written, never negative.
@@ -225,49 +263,59 @@ func (l *TokenBucketLimiter) refill(now time.Time) {
 	l.at = now
 }
 
-// bucket is one limit a minute and what is left of it. limit 0: nothing is
-// enforced and the level stays 0.
-type bucket struct{ limit, level float64 }
+// bucket is one limit a minute, the most that can be saved up of it, and what is
+// left. limit 0: nothing is enforced, and capacity and level stay 0.
+type bucket struct{ limit, capacity, level float64 }
 
 // after is the level once these minutes have passed.
-func (b bucket) after(minutes float64) float64 { return min(b.limit, b.level+b.limit*minutes) }
+func (b *bucket) after(minutes float64) float64 { return min(b.capacity, b.level+b.limit*minutes) }
 
-// room is the share of the limit that remains after need, and whether one can be taken.
-func (b bucket) room(minutes, need float64) (headroom float64, open bool) {
-	if b.limit == 0 {
-		return math.Inf(1), true
-	}
-	level := b.after(minutes)
-	return (level - need) / b.limit, level >= 1-slack
+func (b *bucket) at(minutes float64) Bucket {
+	return Bucket{Limit: b.limit, Capacity: b.capacity, Level: b.after(minutes)}
 }
 
-func (b bucket) has(n float64) bool { return b.limit == 0 || b.level >= n-slack }
+func (b *bucket) has(n float64) bool { return b.limit == 0 || b.level >= n-slack }
 
 func (b *bucket) take(n float64) {
 	if b.limit > 0 {
-		b.level = min(b.limit, b.level-n)
+		b.level = min(b.capacity, b.level-n)
 	}
 }
 
+// setLimit begins a capacity of the whole limit where the limit is another one:
+// what was seen of the old one's says nothing about it.
 func (b *bucket) setLimit(limit int, inFlight float64) {
 	next := float64(limit)
 	if b.limit == 0 {
 		b.level = next - inFlight
 	}
-	b.limit = next
+	if b.limit != next {
+		b.limit, b.capacity = next, next
+	}
 	b.level = min(b.level, next)
 	if next == 0 {
 		b.level = 0
 	}
 }
 
-func (b *bucket) absorb(other bucket, inFlight, otherInFlight int) {
+func (b *bucket) observe(seen Observation) {
+	if b.limit == 0 || !seen.Seen {
+		return
+	}
+	b.capacity = b.limit
+	if seen.Capacity > 0 {
+		b.capacity = min(b.limit, seen.Capacity)
+	}
+	b.level = min(b.capacity, seen.Level)
+}
+
+func (b *bucket) absorb(other Bucket, inFlight, otherInFlight int) {
 	switch {
 	case b.limit == 0:
-		*b = other
+		*b = bucket{other.Limit, other.Capacity, other.Level}
 		b.take(float64(inFlight))
-	case b.limit == other.limit:
-		b.level -= other.limit - other.level
+	case b.limit == other.Limit:
+		b.level -= other.Capacity - other.Level
 	default:
 		b.take(float64(otherInFlight))
 	}

@@ -13,33 +13,6 @@ import (
 	"cc-relay/internal/ratelimit"
 )
 
-func TestWaitFor(t *testing.T) {
-	limits := ratelimit.Limits{RPM: 60, ITPM: 600, OTPM: 60}
-	for _, tc := range []struct {
-		name  string
-		usage ratelimit.Usage
-		need  ratelimit.Tokens
-		want  time.Duration
-	}{
-		{"full", ratelimit.Usage{Limits: limits, Requests: 60, Input: 600, Output: 60}, ratelimit.Tokens{Input: 600, Output: 60}, 0},
-		{"just enough", ratelimit.Usage{Limits: limits, Requests: 1, Input: 10, Output: 5}, ratelimit.Tokens{Input: 10, Output: 5}, 0},
-		{"a request", ratelimit.Usage{Limits: limits, Requests: 0, Input: 600, Output: 60}, ratelimit.Tokens{}, time.Second},
-		{"half a request", ratelimit.Usage{Limits: limits, Requests: 0.5, Input: 600, Output: 60}, ratelimit.Tokens{}, 500 * time.Millisecond},
-		{"input", ratelimit.Usage{Limits: limits, Requests: 60, Input: 0, Output: 60}, ratelimit.Tokens{Input: 100}, 10 * time.Second},
-		{"output", ratelimit.Usage{Limits: limits, Requests: 60, Input: 600, Output: 0}, ratelimit.Tokens{Output: 20}, 20 * time.Second},
-		{"the longest counts", ratelimit.Usage{Limits: limits}, ratelimit.Tokens{Input: 100, Output: 20}, 20 * time.Second},
-		{"debt", ratelimit.Usage{Limits: limits, Requests: 60, Input: -600, Output: 60}, ratelimit.Tokens{Input: 600}, 2 * time.Minute},
-		{"debt without a need", ratelimit.Usage{Limits: limits, Requests: 60, Input: -600, Output: 60}, ratelimit.Tokens{}, time.Minute},
-		{"a negative need is none", ratelimit.Usage{Limits: limits, Requests: 60, Input: -600, Output: 60}, ratelimit.Tokens{Input: -600}, time.Minute},
-		{"more than the limit waits for a full bucket", ratelimit.Usage{Limits: limits, Requests: 60, Input: 300, Output: 60}, ratelimit.Tokens{Input: 10_000}, 30 * time.Second},
-		{"no limit", ratelimit.Usage{}, ratelimit.Tokens{Input: 1 << 40, Output: 1 << 40}, 0},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			assert.Equal(t, tc.want, tc.usage.WaitFor(tc.need))
-		})
-	}
-}
-
 // What WaitFor promises must hold to the nanosecond, at rates that no duration
 // divides evenly, and must not be generous either.
 func TestAfterExactlyTheWaitItAdmits(t *testing.T) {
@@ -66,38 +39,6 @@ func TestAfterExactlyTheWaitItAdmits(t *testing.T) {
 				})
 			})
 		}
-	}
-}
-
-func TestRoomAtAgreesWithUsage(t *testing.T) {
-	limits := ratelimit.Limits{RPM: 10, ITPM: 1000, OTPM: 100}
-	for _, tc := range []struct {
-		name     string
-		limits   ratelimit.Limits
-		used     ratelimit.Tokens
-		need     ratelimit.Tokens
-		headroom float64
-		open     bool
-	}{
-		{"full", limits, ratelimit.Tokens{}, ratelimit.Tokens{Input: 100, Output: 10}, 0.9, true},
-		{"the scarcest bucket decides", limits, ratelimit.Tokens{Input: 100, Output: 70}, ratelimit.Tokens{Input: 100, Output: 10}, 0.2, true},
-		{"a need above the level is open all the same", limits, ratelimit.Tokens{Input: 900}, ratelimit.Tokens{Input: 600}, -0.5, true},
-		{"negative needs count as zero", limits, ratelimit.Tokens{Output: 50}, ratelimit.Tokens{Input: -1, Output: -1}, 0.5, true},
-		{"empty", limits, ratelimit.Tokens{Input: 1000}, ratelimit.Tokens{}, 0, false},
-		{"debt", limits, ratelimit.Tokens{Output: 150}, ratelimit.Tokens{}, -0.5, false},
-		{"no limit", ratelimit.Limits{}, ratelimit.Tokens{Input: 1000}, ratelimit.Tokens{Input: 1000}, math.Inf(1), true},
-	} {
-		t.Run(tc.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				l := ratelimit.NewTokenBucketLimiter(tc.limits)
-				l.Settle(ratelimit.Tokens{}, tc.used)
-				headroom, inFlight, open := l.RoomAt(time.Now(), tc.need)
-				assert.InDelta(t, tc.headroom, headroom, precision, "headroom")
-				assert.Equal(t, tc.open, open, "open")
-				assert.Equal(t, tc.open, l.GetUsage().WaitFor(ratelimit.Tokens{Input: 1, Output: 1}) == 0, "open must mean that WaitFor one of each is 0")
-				assert.Zero(t, inFlight)
-			})
-		})
 	}
 }
 
