@@ -23,11 +23,13 @@ const module = "cc-relay"
 // and configuration knows the parts but no part knows the configuration.
 var allowed = map[string][]string{
 	"internal/secret":    {},
+	"internal/state":     {},
 	"internal/messages":  {"internal/secret"},
 	"internal/ratelimit": {"internal/secret"},
 	"internal/auth":      {"internal/secret"},
 	"internal/keypool":   {"internal/ratelimit", "internal/secret"},
-	"internal/provider":  {"internal/messages", "internal/secret"},
+	"internal/http1":     {},
+	"internal/provider":  {"internal/http1", "internal/messages", "internal/secret"},
 	"internal/router":    {"internal/provider", "internal/keypool"},
 	"internal/proxy": {
 		"internal/router", "internal/keypool", "internal/ratelimit", "internal/provider",

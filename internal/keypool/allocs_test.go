@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/assert"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/ratelimit"
 )
 
 // The race detector allocates by itself, so this file is left out under -race.
@@ -19,7 +18,7 @@ func TestChoosingAllocatesNothing(t *testing.T) {
 	for _, strategy := range keypool.Strategies() {
 		keys, ids := keysOf(10, benchLimit, benchLimit, benchLimit)
 		p := newPool(t, strategy, keys...)
-		d := keypool.Demand{Class: opus, Input: 20_000, MaxTokens: 4000, Conversation: 7, Exclude: ids[:2]}
+		d := keypool.Demand{Class: opus, Bytes: 80_000, MaxTokens: 4000, Conversation: 7, Exclude: ids[:2]}
 		for _, op := range []struct {
 			name string
 			run  func()
@@ -28,7 +27,7 @@ func TestChoosingAllocatesNothing(t *testing.T) {
 			{"Acquire, Succeeded, Settle", func() {
 				lease, _ := p.Acquire(ctx, d)
 				lease.Succeeded()
-				lease.Settle(ratelimit.Tokens{})
+				lease.Settle(keypool.Usage{})
 			}},
 			{"UpdateClassFromHeaders", func() { _ = p.UpdateClassFromHeaders(ids[0], opus, headers) }},
 			{"UpdateClassFromHeaders, none", func() { _ = p.UpdateClassFromHeaders(ids[0], opus, nil) }},

@@ -9,7 +9,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/ratelimit"
 )
 
 // Limits that a benchmark does not use up, so that every choice looks at three
@@ -64,10 +63,10 @@ func BenchmarkGetKey(b *testing.B) {
 func BenchmarkAcquireSettle(b *testing.B) {
 	ctx := context.Background()
 	matrix(b, func(p *keypool.KeyPool) error {
-		lease, err := p.Acquire(ctx, keypool.Demand{Class: opus, Input: 20_000, MaxTokens: 4000})
+		lease, err := p.Acquire(ctx, keypool.Demand{Class: opus, Bytes: 80_000, MaxTokens: 4000})
 		if err == nil {
 			lease.Succeeded()
-			lease.Settle(ratelimit.Tokens{})
+			lease.Settle(keypool.Usage{})
 		}
 		return err
 	})

@@ -1,6 +1,8 @@
 package keypool
 
 import (
+	"errors"
+	"fmt"
 	"slices"
 	"strings"
 )
@@ -57,4 +59,110 @@ func ClassOf(model string) string {
 		return classOther
 	}
 	return model
+}
+
+// ClassRule puts models in a class of the operator's choice, before the table of
+// ClassOf: for models that the table does not know, or an account whose limits
+// are cut otherwise.
+type ClassRule struct {
+	// Models are the names it is for, as clients send them. * stands for any
+	// characters, also none and also a slash; every other one stands for itself.
+	Models []string `yaml:"models"`
+	// Class is the name of the class: one of ClassOf's, or a new one.
+	Class string `yaml:"class"`
+}
+
+// CheckClassName returns an error for what cannot be the class of a model: more
+// than 128 bytes, not visible ASCII, or a name that has another meaning.
+func CheckClassName(name string) error {
+	switch {
+	case name == "":
+		return errors.New("empty; write a name, such as opus-5")
+	case slices.Contains(reserved, name):
+		return errors.New("the relay uses this name itself; choose another")
+	case len(name) > maxClassName || !isVisible(name):
+		return fmt.Errorf("not a name; write up to %d visible ASCII characters", maxClassName)
+	}
+	return nil
+}
+
+// CheckModelPattern returns an error for what is no pattern of ClassRule.Models.
+func CheckModelPattern(pattern string) error {
+	switch {
+	case pattern == "":
+		return errors.New("empty; write a model's name, or a part of it with *")
+	case strings.Contains(pattern, "?"): // no name has one, and another kind of pattern means something by it
+		return errors.New("only * stands for other characters; write it for ?")
+	case len(pattern) > maxModelPattern || !isVisible(pattern):
+		return fmt.Errorf("not a model's name; write up to %d visible ASCII characters", maxModelPattern)
+	}
+	return nil
+}
+
+// maxModelPattern is longer than any model's name.
+const maxModelPattern = 512
+
+func isVisible(s string) bool {
+	return !strings.ContainsFunc(s, func(c rune) bool { return c <= ' ' || c > '~' })
+}
+
+// Classes says which class a model is of: the operator's rules first, then the
+// table. nil is the table alone. It never changes: safe for concurrent use.
+type Classes struct {
+	rules []classRule
+}
+
+type classRule struct {
+	pattern []string // the texts between the *, in order
+	class   string
+}
+
+// NewClasses returns the classes under these rules, of which the first that
+// matches counts. Errors: a class or a pattern that CheckClassName or
+// CheckModelPattern refuses, a rule without models.
+func NewClasses(rules []ClassRule) (*Classes, error) {
+	c := &Classes{}
+	for i, r := range rules {
+		if err := CheckClassName(r.Class); err != nil {
+			return nil, fmt.Errorf("keypool: classes[%d]: class: %w", i, err)
+		}
+		if len(r.Models) == 0 {
+			return nil, fmt.Errorf("keypool: classes[%d]: no models", i)
+		}
+		for j, m := range r.Models {
+			if err := CheckModelPattern(m); err != nil {
+				return nil, fmt.Errorf("keypool: classes[%d]: models[%d]: %w", i, j, err)
+			}
+			c.rules = append(c.rules, classRule{strings.Split(m, "*"), r.Class})
+		}
+	}
+	return c, nil
+}
+
+// Of is the class of a model.
+func (c *Classes) Of(model string) string {
+	if c != nil {
+		for _, r := range c.rules {
+			if matches(r.pattern, model) {
+				return r.class
+			}
+		}
+	}
+	return ClassOf(model)
+}
+
+// matches reports whether text is the parts in order with anything between them.
+// Taking each part where it comes first leaves the most for those that follow.
+func matches(parts []string, text string) bool {
+	text, ok := strings.CutPrefix(text, parts[0])
+	if !ok || len(parts) == 1 {
+		return ok && text == ""
+	}
+	last := len(parts) - 1
+	for _, part := range parts[1:last] {
+		if _, text, ok = strings.Cut(text, part); !ok {
+			return false
+		}
+	}
+	return strings.HasSuffix(text, parts[last])
 }

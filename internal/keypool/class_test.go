@@ -75,10 +75,10 @@ func TestClassesAreApart(t *testing.T) {
 		k := keyOf(0, 2, 10_000, 1000)
 		p := newPool(t, "", k)
 		for _, class := range []string{opus, "sonnet-5", keypool.ClassAny} {
-			first := acquire(t, p, keypool.Demand{Class: class, Input: 100})
+			first := acquire(t, p, keypool.Demand{Class: class, Bytes: 400})
 			acquire(t, p, keypool.Demand{Class: class})
 			_ = refused(t, p, keypool.Demand{Class: class})
-			first.Settle(ratelimit.Tokens{Input: 100})
+			first.Settle(keypool.Usage{Input: 100})
 		}
 		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(7, 0)))
 		assert.Equal(t, 7, of(t, p, opus, k.ID()).Limits.RPM)
@@ -91,14 +91,14 @@ func TestCountTokensCountsRequestsOnly(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 3, 100, 10)
 		p := newPool(t, "", k)
-		d := keypool.Demand{Class: keypool.ClassCountTokens, Input: 1_000_000, MaxTokens: 1000}
+		d := keypool.Demand{Class: keypool.ClassCountTokens, Bytes: 4_000_000, MaxTokens: 1000}
 		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), d.Class, rateHeaders(3, 3, 100, 0, 10, 0)))
 		for range 3 {
-			acquire(t, p, d).Settle(ratelimit.Tokens{Input: 1_000_000})
+			acquire(t, p, d).Settle(keypool.Usage{Input: 1_000_000})
 		}
 		assert.Equal(t, 20*time.Second, refused(t, p, d).RetryAfter)
 		assert.Equal(t, ratelimit.Limits{RPM: 3}, of(t, p, d.Class, k.ID()).Limits)
-		acquire(t, p, keypool.Demand{Class: opus, Input: 100})
+		acquire(t, p, keypool.Demand{Class: opus, Bytes: 400})
 	})
 }
 
@@ -122,17 +122,17 @@ func TestTheNumberOfClassesIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 1000, 10_000, 10_000)
 		p := newPool(t, "", k)
-		flying := acquire(t, p, keypool.Demand{Class: opus, Input: 4000, MaxTokens: 100})
-		acquire(t, p, keypool.Demand{Class: "idle"}).Settle(ratelimit.Tokens{})
+		flying := acquire(t, p, keypool.Demand{Class: opus, Bytes: 16_000, MaxTokens: 100})
+		acquire(t, p, keypool.Demand{Class: "idle"}).Settle(keypool.Usage{})
 		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), "in use", rateHeaders(777, 777)))
 		for i := range 10_000 {
 			time.Sleep(time.Millisecond)
 			class := keypool.ClassOf(fmt.Sprintf("invented-%d", i))
-			acquire(t, p, keypool.Demand{Class: class, Input: 10}).Settle(ratelimit.Tokens{})
+			acquire(t, p, keypool.Demand{Class: class, Bytes: 40}).Settle(keypool.Usage{})
 			require.NoError(t, p.UpdateClassFromHeaders(k.ID(), class, rateHeaders(9, 3)))
 			p.MarkClassExhausted(k.ID(), class, time.Second)
 			if i%100 == 0 {
-				acquire(t, p, keypool.Demand{Class: "in use"}).Settle(ratelimit.Tokens{})
+				acquire(t, p, keypool.Demand{Class: "in use"}).Settle(keypool.Usage{})
 			}
 			if i%1000 == 0 {
 				require.LessOrEqual(t, len(p.GetStats().Classes), 256)
@@ -145,8 +145,8 @@ func TestTheNumberOfClassesIsBounded(t *testing.T) {
 		assert.Equal(t, 777, of(t, p, "in use", k.ID()).Limits.RPM, "those in use, with what they know")
 		assert.False(t, slices.ContainsFunc(stats.Classes, func(c keypool.ClassStats) bool { return c.Class == "idle" }))
 		assert.Equal(t, 1, of(t, p, opus, k.ID()).InFlight, "and what is in flight")
-		assert.Equal(t, ratelimit.Tokens{Input: 4000, Output: 100}, flying.Held())
-		flying.Settle(ratelimit.Tokens{Input: 20_000})
+		assert.Equal(t, ratelimit.Tokens{Input: 4000}, flying.Held())
+		flying.Settle(keypool.Usage{Input: 20_000})
 		assert.Less(t, of(t, p, opus, k.ID()).Remaining.ITPM, 0, "settled where it was acquired")
 		assert.Zero(t, of(t, p, opus, k.ID()).InFlight)
 	})
@@ -155,7 +155,7 @@ func TestTheNumberOfClassesIsBounded(t *testing.T) {
 // When every class is busy a new one shares that of the class-less methods.
 func TestWhenAllClassesAreBusyTheRestShareOne(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := keyOf(0, 1000, 0, 0)
+		k := keyOf(0, 1000, plenty, plenty)
 		p := newPool(t, "", k)
 		leases := make([]keypool.Lease, 400)
 		for i := range leases {
@@ -164,7 +164,7 @@ func TestWhenAllClassesAreBusyTheRestShareOne(t *testing.T) {
 		require.Len(t, p.GetStats().Classes, 256)
 		assert.Equal(t, 400-255, p.Keys()[0].InFlight)
 		for _, lease := range leases {
-			lease.Settle(ratelimit.Tokens{})
+			lease.Settle(keypool.Usage{})
 		}
 		for _, c := range p.GetStats().Classes {
 			require.Zero(t, c.InFlight, "class %q", c.Class)

@@ -10,7 +10,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/ratelimit"
 )
 
 // cooling is how long the key will cool for the class; 0 where it does not.
@@ -86,7 +85,7 @@ func TestGuessedCoolDownsDouble(t *testing.T) {
 				}
 				lease.Succeeded()
 				assert.Equal(t, time.Second, guess(), "after a success")
-				lease.Settle(ratelimit.Tokens{})
+				lease.Settle(keypool.Usage{})
 				lease.Succeeded()
 				assert.Equal(t, 2*time.Second, guess(), "a settled lease proves nothing more")
 			})
@@ -116,7 +115,7 @@ func TestMarkClassExhausted(t *testing.T) {
 		after, retryAfter time.Duration
 		want              time.Duration // cooling from then on
 	}
-	known, unknown := keyOf(0, 50, 0, 0), keyOf(0, 0, 0, 0)
+	known, unknown := keyOf(0, 50, plenty, 0), keyOf(0, 0, 0, 0)
 	for _, tc := range []struct {
 		name     string
 		key      keypool.KeyConfig
@@ -153,10 +152,10 @@ func TestLimitsLearnedWithTheRefusalCount(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 0, 0, 0)
 		p := newPool(t, "", k)
-		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(60, 59, 6000, 0)))
+		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(60, 59, 6000, 200)))
 		p.MarkClassExhausted(k.ID(), opus, 42*time.Second)
 		assert.Equal(t, time.Second, refused(t, p, keypool.Demand{Class: opus}).RetryAfter)
 		time.Sleep(time.Second)
-		assert.Equal(t, 100, acquire(t, p, keypool.Demand{Class: opus, Input: 5000}).Held().Input, "a small, cached turn may go; what refilled is there")
+		assert.Equal(t, 100, acquire(t, p, keypool.Demand{Class: opus, Bytes: 400}).Held().Input, "a small, cached turn may go with what refilled")
 	})
 }

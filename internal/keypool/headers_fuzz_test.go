@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/ratelimit"
 )
 
 // Laws: nothing but 0 and 1 s to 31 days; whole seconds mean what they say; numbers
@@ -61,7 +60,7 @@ func FuzzRateHeaders(f *testing.F) {
 		synctest.Test(t, func(t *testing.T) {
 			keys, ids := keysOf(2, 60, 20_000, 0)
 			p := newPool(t, "", keys...)
-			lease := acquire(t, p, keypool.Demand{Class: opus, Input: 500, MaxTokens: 50, Exclude: ids[1:]})
+			lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 2_000, MaxTokens: 50, Exclude: ids[1:]})
 			before, other, anyClass := of(t, p, opus, ids[0]), of(t, p, opus, ids[1]), p.Keys()
 			h := http.Header{
 				"Anthropic-Ratelimit-Requests-Limit": {requests}, "Anthropic-Ratelimit-Requests-Remaining": {requestsLeft}, "Anthropic-Ratelimit-Requests-Reset": {reset},
@@ -77,7 +76,7 @@ func FuzzRateHeaders(f *testing.F) {
 			}{
 				{"requests", requests, requestsLeft, before.Limits.RPM, before.Remaining.RPM, after.Limits.RPM, after.Remaining.RPM, 1},
 				{"input", input, inputLeft, before.Limits.ITPM, before.Remaining.ITPM, after.Limits.ITPM, after.Remaining.ITPM, 500},
-				{"output", output, inputLeft, before.Limits.OTPM, before.Remaining.OTPM, after.Limits.OTPM, after.Remaining.OTPM, 50},
+				{"output", output, inputLeft, before.Limits.OTPM, before.Remaining.OTPM, after.Limits.OTPM, after.Remaining.OTPM, 0},
 			} {
 				want := b.limitBefore
 				if n, err := strconv.Atoi(b.limit); err == nil && n >= 1 && n <= 1_000_000_000 {
@@ -104,7 +103,7 @@ func FuzzRateHeaders(f *testing.F) {
 			assert.Equal(t, after, of(t, p, opus, ids[0]), "read again")
 			assert.Equal(t, other, of(t, p, opus, ids[1]), "another key")
 			assert.Equal(t, anyClass, p.Keys(), "another class")
-			lease.Settle(ratelimit.Tokens{})
+			lease.Settle(keypool.Usage{})
 			assert.Zero(t, of(t, p, opus, ids[0]).InFlight)
 		})
 	})

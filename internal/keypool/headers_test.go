@@ -94,10 +94,10 @@ func TestRemainingNeverRaises(t *testing.T) {
 		k := keyOf(0, 50, 30_000, 8000)
 		p := newPool(t, "", k)
 		for range 5 {
-			acquire(t, p, keypool.Demand{Class: opus, Input: 2000, MaxTokens: 400})
+			acquire(t, p, keypool.Demand{Class: opus, Bytes: 8_000, MaxTokens: 400})
 		}
 		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(50, 49, 30_000, 29_000, 8000, 8000)))
-		assert.Equal(t, ratelimit.Limits{RPM: 45, ITPM: 20_000, OTPM: 6000}, of(t, p, opus, k.ID()).Remaining)
+		assert.Equal(t, ratelimit.Limits{RPM: 45, ITPM: 20_000, OTPM: 8000}, of(t, p, opus, k.ID()).Remaining)
 	})
 }
 
@@ -105,12 +105,12 @@ func TestLimitsLearnedInFlightStartLessWhatIsHeld(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 0, 0, 0)
 		p := newPool(t, "", k)
-		lease := acquire(t, p, keypool.Demand{Class: opus, Input: 2000, MaxTokens: 400})
-		acquire(t, p, keypool.Demand{Class: opus, Input: 3000, MaxTokens: 400})
+		lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 8_000, MaxTokens: 400})
+		acquire(t, p, keypool.Demand{Class: opus, Bytes: 12_000, MaxTokens: 400})
 		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(50, 49, 30_000, 28_000, 8000, 8000)))
-		assert.Equal(t, ratelimit.Limits{RPM: 48, ITPM: 25_000, OTPM: 7200}, of(t, p, opus, k.ID()).Remaining)
-		lease.Settle(ratelimit.Tokens{Input: 500, Output: 900})
-		assert.Equal(t, ratelimit.Limits{RPM: 48, ITPM: 26_500, OTPM: 6700}, of(t, p, opus, k.ID()).Remaining)
+		assert.Equal(t, ratelimit.Limits{RPM: 48, ITPM: 25_000, OTPM: 8000}, of(t, p, opus, k.ID()).Remaining)
+		lease.Settle(keypool.Usage{Input: 500, Output: 900})
+		assert.Equal(t, ratelimit.Limits{RPM: 48, ITPM: 26_500, OTPM: 7100}, of(t, p, opus, k.ID()).Remaining)
 	})
 }
 

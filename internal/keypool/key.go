@@ -1,6 +1,7 @@
 package keypool
 
 import (
+	"fmt"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -17,11 +18,30 @@ const (
 	PriorityHigh   = 2
 )
 
+// DefaultMaxWait is the wait of a pool that is not told another, and LongestMaxWait
+// the longest it may be told: clients give up on what is silent for longer.
+const (
+	DefaultMaxWait = 3 * time.Second
+	LongestMaxWait = time.Minute
+)
+
+// Values of PoolConfig.Affinity.
+const (
+	AffinityOn  = "on"
+	AffinityOff = "off"
+)
+
 // PoolConfig describes the keys of one provider and how to choose among them.
 type PoolConfig struct {
 	// Strategy names the selector: least_loaded, round_robin, random or weighted.
 	// Empty means least_loaded.
 	Strategy string `yaml:"strategy,omitempty"`
+	// MaxWait is how long a request may wait for a key to refill, in all, before
+	// it is refused: 0 to 60 s. nil means DefaultMaxWait, and 0 never to wait.
+	MaxWait *time.Duration `yaml:"max_wait,omitempty"`
+	// Affinity is on or off: whether a conversation goes back to the key whose
+	// prompt cache holds its beginning. Empty means on.
+	Affinity string `yaml:"affinity,omitempty"`
 	// Keys are the provider's credentials, in the order written. An empty list is
 	// a pool of one key that needs no credential and has no limits (local servers).
 	Keys []KeyConfig `yaml:"-"`
@@ -49,6 +69,28 @@ type KeyConfig struct {
 	Priority *int `yaml:"priority,omitempty"`
 	// Weight is the key's share under the weighted strategy, 1 to 1000; nil means 1.
 	Weight *int `yaml:"weight,omitempty"`
+}
+
+// wait is MaxWait, or its default. Error: out of range.
+func (c PoolConfig) wait() (time.Duration, error) {
+	if c.MaxWait == nil {
+		return DefaultMaxWait, nil
+	}
+	if *c.MaxWait < 0 || *c.MaxWait > LongestMaxWait {
+		return 0, fmt.Errorf("max_wait %s is not within 0 and %s", *c.MaxWait, LongestMaxWait)
+	}
+	return *c.MaxWait, nil
+}
+
+// affine is whether Affinity is on. Error: neither on nor off.
+func (c PoolConfig) affine() (bool, error) {
+	switch c.Affinity {
+	case "", AffinityOn:
+		return true, nil
+	case AffinityOff:
+		return false, nil
+	}
+	return false, fmt.Errorf("affinity %q is neither %s nor %s", c.Affinity, AffinityOn, AffinityOff)
 }
 
 // ID is the key's public name: the first 12 hexadecimal digits of its SHA-256.

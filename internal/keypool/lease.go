@@ -1,20 +1,22 @@
 package keypool
 
 import (
+	"net/http"
 	"time"
 
 	"cc-relay/internal/ratelimit"
 )
 
-// Lease is one request's hold on a key. Settle it exactly when the request has
-// ended, whatever ended it; the zero Lease holds nothing. A Lease may be copied;
-// all copies are one hold. Safe for concurrent use.
+// Lease is one request's hold on a key, from its dispatch to its end. Settle it
+// exactly when the request has ended, whatever ended it; the zero Lease holds
+// nothing. A Lease may be copied; all copies are one hold, and calls after the
+// first Settle do nothing. Safe for concurrent use. The methods that take a time
+// do the work; the others read the clock once and call them.
 type Lease struct {
 	pool       *KeyPool
 	key        *key
 	hold       *hold
 	generation uint64
-	at         time.Time // when it was acquired
 }
 
 // hold is what a lease keeps from others. It is reused after settlement, and its
@@ -23,7 +25,36 @@ type hold struct {
 	generation uint64
 	class      *class
 	slot       *slot
+	seq        uint64    // of dispatch
+	at         time.Time // of dispatch
 	held       ratelimit.Tokens
+	bytes      int
+	maxTokens  int
+	oversized  bool
+	acked      bool // answered: the provider has seen it
+
+	outstanding float64 // of the output predicted for it
+	made        float64 // output tokens seen so far
+
+	producedAt, promisedAt float64 // of its buckets, at dispatch
+	expected               [2]float64
+	guessed                bool
+
+	writes [maxBreakpoints]Mark // what the provider will keep of its prompt
+	read   uint64               // the longest prefix it is expected to find; 0 = none
+}
+
+// Usage is what a request cost, as far as its answer told.
+type Usage struct {
+	Input      int // tokens neither read from the cache nor written to it
+	CacheWrite int
+	CacheRead  int // counts towards no limit
+	Output     int
+	// Partial: the answer broke off, and Output is what had been seen by then.
+	Partial bool
+	// Unreported: nothing was told of the prompt, which the provider may have
+	// counted: what was held for it stays taken.
+	Unreported bool
 }
 
 // KeyID is the leased key's ID, "" for the zero Lease.
@@ -73,28 +104,188 @@ func (l Lease) Held() ratelimit.Tokens {
 	return l.hold.held
 }
 
-// Settle replaces what was held by what was used: uncached input tokens (those
-// read from the prompt cache do not count) and output tokens. Zero returns all
-// that was held, for a request that was refused or failed. A bucket may go below
-// zero. A second call does nothing.
-func (l Lease) Settle(used ratelimit.Tokens) {
+// Oversized reports whether the prompt seems larger than any key's limit on input
+// tokens a minute: its tokens, and the limit of the leased key, which is the
+// largest. Its refusal says nothing about the key.
+func (l Lease) Oversized() (tokens, limit int, oversized bool) {
+	if l.pool == nil {
+		return 0, 0, false
+	}
+	l.pool.mu.RLock()
+	defer l.pool.mu.RUnlock()
+	h := l.hold
+	if h.generation != l.generation || !h.oversized {
+		return 0, 0, false
+	}
+	return int(float64(h.bytes) * h.class.ratio), h.slot.buckets.limiter.GetUsage().Limits.ITPM, true
+}
+
+// Answered learns from the head of an answer, whatever its status: whose key it
+// is, the limits and levels of the organization, and what its cache holds now.
+func (l Lease) Answered(status int, h http.Header) { l.AnsweredAt(time.Now(), status, h) }
+
+// AnsweredAt is Answered at a given time.
+func (l Lease) AnsweredAt(now time.Time, status int, header http.Header) {
 	if l.pool == nil {
 		return
 	}
-	now := time.Now()
+	organization, workspace, seen := organizationOf(header), workspaceOf(header), parseRateHeaders(header)
+	p := l.pool
+	p.mu.Lock()
+	h := l.hold
+	if h.generation != l.generation {
+		p.mu.Unlock()
+		return
+	}
+	sibling := p.joinLocked(now, l.key, organization, workspace)
+	b := h.slot.buckets
+	b.acked(h)
+	ok := status >= 200 && status < 300
+	seen = seen.of(h.class.name)
+	b.merge(now, h, seen)
+	h.slot.note(now, seen)
+	if ok {
+		b.unnamed(seen)
+		b.cool.recovered(now, h.seq)
+		p.cached(h)
+	}
+	b.wakeNext()
+	p.mu.Unlock()
+	p.logSibling(l.key.id, sibling)
+}
+
+// cached notes what the provider keeps of a prompt that it has begun to answer.
+func (p *KeyPool) cached(h *hold) {
+	scope := h.slot.key.scope
+	if h.read != 0 {
+		p.prefixes.read(h.read, scope, h.at)
+	}
+	for i := range h.writes {
+		if m := &h.writes[i]; m.Life > 0 {
+			p.prefixes.wrote(m.Hash, m.Life, scope, h.at)
+		}
+	}
+}
+
+// Produced counts n more output tokens, estimated as they pass. Settle corrects
+// the sum.
+func (l Lease) Produced(n int) { l.ProducedAt(time.Now(), n) }
+
+// ProducedAt is Produced at a given time.
+func (l Lease) ProducedAt(now time.Time, n int) {
+	if l.pool == nil || n <= 0 {
+		return
+	}
+	l.pool.mu.Lock()
+	if h := l.hold; h.generation == l.generation {
+		h.slot.buckets.made(now, h, float64(min(n, mostOutput)))
+	}
+	l.pool.mu.Unlock()
+}
+
+// Limited records that the provider refused the request with 429. Call it after
+// Answered. retryAfter is what the answer named, 0 or less where it named nothing.
+//
+// Where the levels say the same wait, they also say which smaller request could
+// be served before: the class then cools for at most 1 s, and for all of
+// retryAfter on a second refusal within 10 s. Otherwise it cools for retryAfter,
+// or, where none is named, for 1 s, doubling to 60 s until an answer succeeds;
+// never for more than 1 h. Until one does, only one request at a time tries.
+func (l Lease) Limited(retryAfter time.Duration) { l.LimitedAt(time.Now(), retryAfter) }
+
+// LimitedAt is Limited at a given time.
+func (l Lease) LimitedAt(now time.Time, retryAfter time.Duration) {
+	if l.pool == nil {
+		return
+	}
+	p := l.pool
+	p.mu.Lock()
+	h := l.hold
+	if h.generation != l.generation || h.oversized {
+		p.mu.Unlock()
+		return
+	}
+	cooling := h.slot.buckets.limited(now, h.seq, float64(h.held.Input), h.covered(inputLimit), retryAfter)
+	class := h.class.name
+	p.mu.Unlock()
+	p.logCooling(l.key.id, class, cooling)
+}
+
+func (h *hold) covered(kind int) bool { return h.slot.buckets.covered(kind, h.seq) }
+
+// Settle ends the request: what was held is replaced by what was used, and the
+// rest of the output that was predicted is free again. The zero Usage is that of
+// a request that was not admitted; it gets back all it had taken. A bucket may go
+// below zero.
+func (l Lease) Settle(u Usage) { l.SettleAt(time.Now(), u) }
+
+// SettleAt is Settle at a given time.
+func (l Lease) SettleAt(now time.Time, u Usage) {
+	if l.pool == nil {
+		return
+	}
 	l.pool.mu.Lock()
 	defer l.pool.mu.Unlock()
 	h := l.hold
 	if h.generation != l.generation {
 		return
 	}
-	h.slot.buckets.limiter.SettleAt(now, h.held, used)
+	b := h.slot.buckets
+	refused := u == Usage{}
+	u = u.clamp()
+	b.acked(h)
+	h.release(h.outstanding)
+	output := float64(u.Output)
+	if u.Partial || u.Unreported {
+		output = max(output, h.made)
+	}
+	settled := ratelimit.Tokens{Input: u.Input + u.CacheWrite, Output: int(output)}
+	if u.Unreported || h.covered(inputLimit) { // the level shows what it really took
+		settled.Input = h.held.Input
+	}
+	b.ended(now, h, output)
+	if h.held.Output == 0 {
+		settled.Output = 0
+		b.made(now, h, output-h.made)
+	} else if refused && h.covered(outputLimit) {
+		settled.Output = h.held.Output
+	}
+	b.limiter.SettleAt(now, h.held, settled)
+	if refused && !h.covered(requestLimit) {
+		b.limiter.AdjustAt(now, -1, 0, 0)
+	}
+	if !u.Partial && !u.Unreported && !refused {
+		h.class.learn(h.bytes, u)
+	}
+	b.wakeNext()
+	l.pool.endLocked(h)
+}
+
+// release gives back a part of the output that was predicted.
+func (h *hold) release(n float64) {
+	b := h.slot.buckets
+	h.outstanding -= n
+	h.slot.outstanding -= n
+	if b.reserved -= n; b.reserved < 1e-6 { // rounding must not add up
+		b.reserved = 0
+	}
+}
+
+// clamp bounds what is believed of a report.
+func (u Usage) clamp() Usage {
+	for _, n := range []*int{&u.Input, &u.CacheWrite, &u.CacheRead, &u.Output} {
+		*n = min(max(0, *n), 100_000_000)
+	}
+	return u
+}
+
+func (p *KeyPool) endLocked(h *hold) {
 	h.class.inFlight--
 	h.slot.inFlight--
 	h.slot.held.Input -= h.held.Input
 	h.slot.held.Output -= h.held.Output
 	*h = hold{generation: h.generation + 1}
-	l.pool.free = append(l.pool.free, h)
+	p.free = append(p.free, h)
 }
 
 // Succeeded records an answer that shows that the provider accepts the key's
@@ -102,19 +293,24 @@ func (l Lease) Settle(used ratelimit.Tokens) {
 // at once, and the next guessed cool-down starts short again. An answer to a
 // request sent before the outage began proves nothing and changes nothing, nor
 // does a call after Settle.
-func (l Lease) Succeeded() {
+func (l Lease) Succeeded() { l.SucceededAt(time.Now()) }
+
+// SucceededAt is Succeeded at a given time.
+func (l Lease) SucceededAt(now time.Time) {
 	if l.pool == nil {
 		return
 	}
-	now := time.Now()
 	l.pool.mu.Lock()
 	back := false
 	if h := l.hold; h.generation == l.generation {
-		back = l.key.dead.forgive(l.at)
-		back = h.slot.blocked.forgive(l.at) || back
+		back = l.key.dead.forgive(h.at)
+		back = h.slot.blocked.forgive(h.at) || back
 		l.key.cool.forgive(now)
 		h.slot.buckets.cool.forgive(now)
 		h.slot.forbade = false
+		if back {
+			h.slot.buckets.wakeNext()
+		}
 	}
 	l.pool.mu.Unlock()
 	if back {

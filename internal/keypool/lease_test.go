@@ -17,24 +17,19 @@ import (
 const opus = "opus-5"
 
 func TestAcquireHolds(t *testing.T) {
+	limits := ratelimit.Limits{RPM: 10, ITPM: 30_000, OTPM: 8000}
 	for _, tc := range []struct {
 		name   string
 		limits ratelimit.Limits
 		demand keypool.Demand
-		want   ratelimit.Tokens
+		want   int // tokens of input
 	}{
-		{"the estimate, and max_tokens below the usual length", ratelimit.Limits{RPM: 10, ITPM: 30_000, OTPM: 8000},
-			keypool.Demand{Class: opus, Input: 5000, MaxTokens: 300}, ratelimit.Tokens{Input: 5000, Output: 300}},
-		{"400 of a large max_tokens", ratelimit.Limits{RPM: 10, ITPM: 30_000, OTPM: 8000},
-			keypool.Demand{Class: opus, Input: 5000, MaxTokens: 128_000}, ratelimit.Tokens{Input: 5000, Output: 400}},
-		{"400 of an unknown max_tokens", ratelimit.Limits{RPM: 10, ITPM: 30_000, OTPM: 8000},
-			keypool.Demand{Class: opus, Input: 5000}, ratelimit.Tokens{Input: 5000, Output: 400}},
-		{"no more than there is", ratelimit.Limits{RPM: 10, ITPM: 30_000, OTPM: 200},
-			keypool.Demand{Class: opus, Input: 100_000, MaxTokens: 128_000}, ratelimit.Tokens{Input: 30_000, Output: 200}},
-		{"all where no limit is known", ratelimit.Limits{},
-			keypool.Demand{Class: opus, Input: 100_000, MaxTokens: 128_000}, ratelimit.Tokens{Input: 100_000, Output: 400}},
-		{"nothing of a negative estimate", ratelimit.Limits{RPM: 10, ITPM: 30_000, OTPM: 8000},
-			keypool.Demand{Class: opus, Input: -5, MaxTokens: -5}, ratelimit.Tokens{Output: 400}},
+		{"a token for four bytes", limits, keypool.Demand{Class: opus, Bytes: 20_000, MaxTokens: 300}, 5000},
+		{"nothing of max_tokens", limits, keypool.Demand{Class: opus, Bytes: 20_000, MaxTokens: 128_000}, 5000},
+		{"nor of an unknown one", limits, keypool.Demand{Class: opus, Bytes: 20_000}, 5000},
+		{"no more than there is", limits, keypool.Demand{Class: opus, Bytes: 400_000}, 30_000},
+		{"all where no limit is known", ratelimit.Limits{}, keypool.Demand{Class: opus, Bytes: 400_000}, 100_000},
+		{"nothing of negative numbers", limits, keypool.Demand{Class: opus, Bytes: -5, MaxTokens: -5}, 0},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -43,21 +38,17 @@ func TestAcquireHolds(t *testing.T) {
 				lease := acquire(t, p, tc.demand)
 				assert.Equal(t, k.ID(), lease.KeyID())
 				assert.Equal(t, k.Key.Reveal(), lease.APIKey())
-				assert.Equal(t, tc.want, lease.Held())
+				assert.Equal(t, ratelimit.Tokens{Input: tc.want}, lease.Held())
 
-				full, got := tc.limits, of(t, p, opus, k.ID())
+				got, want := of(t, p, opus, k.ID()), tc.limits
 				assert.Equal(t, 1, got.InFlight)
-				want := ratelimit.Limits{}
-				if full.RPM > 0 {
-					want = ratelimit.Limits{RPM: full.RPM - 1, ITPM: full.ITPM - tc.want.Input, OTPM: full.OTPM - tc.want.Output}
+				if want.RPM > 0 {
+					want.RPM, want.ITPM = want.RPM-1, want.ITPM-tc.want
 				}
 				assert.Equal(t, want, got.Remaining)
 
-				lease.Settle(ratelimit.Tokens{})
-				if full.RPM > 0 {
-					full.RPM--
-				}
-				assert.Equal(t, full, of(t, p, opus, k.ID()).Remaining, "all tokens are returned, the request is not")
+				lease.Settle(keypool.Usage{})
+				assert.Equal(t, tc.limits, of(t, p, opus, k.ID()).Remaining, "all is returned that was not used")
 				assert.Zero(t, of(t, p, opus, k.ID()).InFlight)
 				assert.Zero(t, lease.Held())
 			})
@@ -65,17 +56,58 @@ func TestAcquireHolds(t *testing.T) {
 	}
 }
 
-// A prompt larger than what is left, or than the whole bucket, is sent while
-// there is a token: what it costs is known only at the provider.
-func TestAboveZeroAdmits(t *testing.T) {
+// From which levels a request is admitted: what it takes and a margin, because the
+// levels told are rounded.
+func TestWhatARequestNeeds(t *testing.T) {
+	for _, tc := range []struct {
+		name   string
+		levels []int // limit and remaining of requests, input and output
+		tokens int   // of the prompt
+		want   time.Duration
+	}{
+		{"enough", []int{60, 1, 60_000, 10_600, 60_000, 500}, 10_000, 0},
+		{"a request", []int{60, 0, 60_000, 60_000, 60_000, 60_000}, 10_000, time.Second},
+		{"600 tokens more", []int{60, 60, 60_000, 10_000, 60_000, 60_000}, 10_000, 600 * time.Millisecond},
+		{"2 % of a small bucket", []int{60, 60, 6000, 1000, 60_000, 60_000}, 1000, 1200 * time.Millisecond},
+		{"no more than it holds", []int{60, 60, 6000, 5000, 60_000, 60_000}, 5950, 9500 * time.Millisecond},
+		{"for nothing the margin", []int{60, 60, 60_000, 0, 60_000, 60_000}, 0, 600 * time.Millisecond},
+		{"500 tokens of output", []int{60, 60, 60_000, 60_000, 60_000, 0}, 1, 500 * time.Millisecond},
+		{"2 % of little output", []int{60, 60, 60_000, 60_000, 600, 0}, 1, 1200 * time.Millisecond},
+		{"the longest counts", []int{60, 0, 60_000, 7600, 60_000, 0}, 10_000, 3 * time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, tc.levels[0], tc.levels[2], tc.levels[4])
+				p := newPool(t, "", k)
+				require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(tc.levels...)))
+				d := keypool.Demand{Class: opus, Bytes: 4 * tc.tokens, MaxTokens: 128_000}
+				if tc.want > 0 {
+					require.Equal(t, tc.want, refused(t, p, d).RetryAfter)
+					time.Sleep(tc.want - time.Millisecond)
+					_ = refused(t, p, d)
+					time.Sleep(time.Millisecond)
+				}
+				assert.Equal(t, tc.tokens, acquire(t, p, d).Held().Input)
+			})
+		})
+	}
+}
+
+// Output counts as it is produced: what a request might produce keeps nobody out,
+// however small the key.
+func TestLargeMaxTokensOnSmallKeys(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p := newPool(t, "", keyOf(0, 100, 6000, 600))
-		big := keypool.Demand{Class: opus, Input: 50_000, MaxTokens: 100}
-		lease := acquire(t, p, big)
-		assert.Equal(t, ratelimit.Tokens{Input: 6000, Output: 100}, lease.Held())
-		assert.Equal(t, 10*time.Millisecond, refused(t, p, keypool.Demand{Class: opus}).RetryAfter, "one token of 6,000 a minute")
-		time.Sleep(10 * time.Millisecond)
-		assert.Equal(t, 1, acquire(t, p, big).Held().Input)
+		p := newPool(t, "", keyOf(0, 50, 30_000, 8000))
+		d := keypool.Demand{Class: opus, Bytes: 400, MaxTokens: 128_000}
+		leases := make([]keypool.Lease, 50)
+		for i := range leases {
+			leases[i] = acquire(t, p, d)
+		}
+		for _, lease := range leases {
+			lease.Settle(keypool.Usage{Input: 100, Output: 200})
+		}
+		time.Sleep(1200 * time.Millisecond)
+		assert.Equal(t, 15*time.Second, refused(t, p, d).RetryAfter, "10,000 of 8,000 are gone and 160 refilled; 160 are needed")
 	})
 }
 
@@ -96,7 +128,7 @@ func TestRefusal(t *testing.T) {
 			for _, id := range ids {
 				_ = p.UpdateClassFromHeaders(id, opus, rateHeaders(100, 100, 6000, 6000, 600, 0))
 			}
-		}, keypool.Demand{Class: opus, Input: 5000, MaxTokens: 400}, keypool.ExhaustedError{RetryAfter: 100 * time.Millisecond, Left: 3}},
+		}, keypool.Demand{Class: opus, Bytes: 20_000, MaxTokens: 400}, keypool.ExhaustedError{RetryAfter: 1200 * time.Millisecond, Left: 3}},
 		{"dead keys tell the next probe", func(p *keypool.KeyPool, ids []string) {
 			for _, id := range ids {
 				p.MarkKeyDead(id, keypool.ReasonUnauthorized)
@@ -154,48 +186,59 @@ func TestSettleOnlyOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 100, 10_000, 1000)
 		p := newPool(t, "", k)
-		lease := acquire(t, p, keypool.Demand{Class: opus, Input: 1000, MaxTokens: 100})
+		lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 4000, MaxTokens: 100})
 		kept := lease
-		lease.Settle(ratelimit.Tokens{Input: 400, Output: 40})
+		lease.Settle(keypool.Usage{Input: 400, Output: 40, Partial: true})
 		want := ratelimit.Limits{RPM: 99, ITPM: 9600, OTPM: 960}
 		require.Equal(t, want, of(t, p, opus, k.ID()).Remaining)
-		lease.Settle(ratelimit.Tokens{Input: 400, Output: 40})
-		kept.Settle(ratelimit.Tokens{})
+		lease.Settle(keypool.Usage{Input: 400, Output: 40})
+		kept.Settle(keypool.Usage{})
 		require.Equal(t, want, of(t, p, opus, k.ID()).Remaining, "second call, and a copy")
 
 		// The hold is now another's; the old lease and its copy must not touch it.
-		next := acquire(t, p, keypool.Demand{Class: opus, Input: 3000, MaxTokens: 300})
-		lease.Settle(ratelimit.Tokens{})
+		next := acquire(t, p, keypool.Demand{Class: opus, Bytes: 12_000, MaxTokens: 300})
+		lease.Settle(keypool.Usage{})
+		kept.Answered(429, rateHeaders(100, 0, 10_000, 0, 1000, 0))
+		kept.Limited(time.Minute)
+		kept.Produced(100)
 		kept.Succeeded()
-		kept.Settle(ratelimit.Tokens{Input: 9000, Output: 900})
+		kept.Settle(keypool.Usage{Input: 9000, Output: 900})
 		assert.Zero(t, kept.Held())
-		assert.Equal(t, ratelimit.Tokens{Input: 3000, Output: 300}, next.Held())
+		_, _, oversized := kept.Oversized()
+		assert.False(t, oversized)
+		assert.Equal(t, ratelimit.Tokens{Input: 3000}, next.Held())
 		require.Equal(t, 1, of(t, p, opus, k.ID()).InFlight)
-		require.Equal(t, ratelimit.Limits{RPM: 98, ITPM: 6600, OTPM: 660}, of(t, p, opus, k.ID()).Remaining)
-		next.Settle(ratelimit.Tokens{})
-		assert.Equal(t, ratelimit.Limits{RPM: 98, ITPM: 9600, OTPM: 960}, of(t, p, opus, k.ID()).Remaining)
+		require.Equal(t, ratelimit.Limits{RPM: 98, ITPM: 6600, OTPM: 960}, of(t, p, opus, k.ID()).Remaining)
+		next.Settle(keypool.Usage{})
+		assert.Equal(t, ratelimit.Limits{RPM: 99, ITPM: 9600, OTPM: 960}, of(t, p, opus, k.ID()).Remaining)
 	})
 }
 
 func TestTheZeroLeaseHoldsNothing(t *testing.T) {
 	var lease keypool.Lease
-	lease.Settle(ratelimit.Tokens{Input: 1})
+	lease.Answered(200, rateHeaders(1, 1))
+	lease.Produced(1)
+	lease.Limited(time.Second)
+	lease.Settle(keypool.Usage{Input: 1})
 	lease.Succeeded()
 	assert.Empty(t, lease.KeyID())
 	assert.Empty(t, lease.APIKey())
+	assert.Empty(t, lease.OwnerKeys())
 	assert.Zero(t, lease.Held())
+	_, _, oversized := lease.Oversized()
+	assert.False(t, oversized)
 }
 
 func TestDebtAfterSettlementDelays(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		p := newPool(t, "", keyOf(0, 100, 6000, 600))
-		d := keypool.Demand{Class: opus, Input: 1000, MaxTokens: 100}
-		acquire(t, p, d).Settle(ratelimit.Tokens{Input: 12_000, Output: 100})
-		// 6,000 short of nothing, and one token more.
-		assert.Equal(t, time.Minute+10*time.Millisecond, refused(t, p, d).RetryAfter)
-		time.Sleep(time.Minute)
+		d := keypool.Demand{Class: opus, Bytes: 4000, MaxTokens: 100}
+		acquire(t, p, d).Settle(keypool.Usage{Input: 12_000, Partial: true})
+		wait := refused(t, p, d).RetryAfter
+		assert.Equal(t, 71200*time.Millisecond, wait, "6,000 short of nothing, then 1,000 and the margin")
+		time.Sleep(wait - time.Millisecond)
 		_ = refused(t, p, d)
-		time.Sleep(10 * time.Millisecond)
+		time.Sleep(time.Millisecond)
 		acquire(t, p, d)
 	})
 }
@@ -203,7 +246,7 @@ func TestDebtAfterSettlementDelays(t *testing.T) {
 func TestExclude(t *testing.T) {
 	for _, strategy := range keypool.Strategies() {
 		t.Run(strategy, func(t *testing.T) {
-			keys, ids := keysOf(3, 0, 0, 0)
+			keys, ids := keysOf(3, plenty, plenty, plenty)
 			p := newPool(t, strategy, keys...)
 			for range 30 {
 				got := acquire(t, p, keypool.Demand{Class: opus, Exclude: []string{ids[1], "nobody"}}).KeyID()
@@ -224,7 +267,7 @@ func TestConcurrentAcquiresShareNoTokens(t *testing.T) {
 		held := make(chan int, 1000)
 		for range 1000 {
 			go func() {
-				lease, err := p.Acquire(context.Background(), keypool.Demand{Class: opus, Input: 700, MaxTokens: 1})
+				lease, err := p.Acquire(context.Background(), keypool.Demand{Class: opus, Bytes: 2800, MaxTokens: 1})
 				if err != nil {
 					held <- 0
 					return
@@ -236,6 +279,6 @@ func TestConcurrentAcquiresShareNoTokens(t *testing.T) {
 		for range 1000 {
 			total += <-held
 		}
-		assert.Equal(t, 30_000, total, "exactly what the three buckets had")
+		assert.Equal(t, 3*14*700, total, "each bucket has 14 times 700 and a margin of 200")
 	})
 }

@@ -13,7 +13,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/ratelimit"
 )
 
 // lines collects what is logged, as "level message".
@@ -60,7 +59,7 @@ func logged(tb testing.TB, level zerolog.Level, keys ...keypool.KeyConfig) (*key
 
 func TestARunDryClassIsWarnedOfOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		p, out := logged(t, zerolog.DebugLevel, keyOf(0, 2, 0, 0))
+		p, out := logged(t, zerolog.DebugLevel, keyOf(0, 2, plenty, plenty))
 		d := keypool.Demand{Class: opus}
 		acquire(t, p, d)
 		acquire(t, p, d)
@@ -91,7 +90,7 @@ func TestARequestThatExcludesKeysDoesNotMakeAClassDry(t *testing.T) {
 	keys, ids := keysOf(2, 0, 0, 0)
 	p, out := logged(t, zerolog.DebugLevel, keys...)
 	for range 5 {
-		acquire(t, p, keypool.Demand{Class: opus}).Settle(ratelimit.Tokens{})
+		acquire(t, p, keypool.Demand{Class: opus}).Settle(keypool.Usage{})
 		_ = refused(t, p, keypool.Demand{Class: opus, Exclude: ids})
 	}
 	assert.Empty(t, out.take("warn"))
@@ -148,7 +147,7 @@ func TestNothingIsLoggedUnderTheLock(t *testing.T) {
 		require.Error(t, err)
 		lease := acquire(t, p, keypool.Demand{Class: opus})
 		_ = refused(t, p, keypool.Demand{Class: opus})
-		lease.Settle(ratelimit.Tokens{})
+		lease.Settle(keypool.Usage{})
 		p.MarkKeyExhausted(k.ID(), time.Second)
 		p.MarkClassExhausted(k.ID(), opus, time.Second)
 		p.MarkKeyForbidden(k.ID(), opus, "client", true)

@@ -1,8 +1,10 @@
 package keypool
 
 import (
+	"cmp"
 	"fmt"
 	"net/http"
+	"slices"
 	"time"
 
 	"cc-relay/internal/ratelimit"
@@ -27,13 +29,25 @@ func organizationOf(h http.Header) string {
 	return id
 }
 
-// joinLocked learns that a key belongs to the organization id. Keys of one
-// organization have one set of buckets: their limits are counted once, whatever
-// the number of keys. It returns the key that k now shares its owner with, if
-// that is news. The caller holds mu for writing.
+// joinLocked learns to which organization and workspace a key belongs; "" is not
+// known. Keys of one organization have one set of buckets: their limits are
+// counted once, whatever the number of keys. It returns the key that k now shares
+// its owner with, if that is news. The caller holds mu for writing.
 // Source: https://platform.claude.com/docs/en/api/rate-limits (limits are set per
 // organization).
-func (p *KeyPool) joinLocked(now time.Time, k *key, id string) *key {
+func (p *KeyPool) joinLocked(now time.Time, k *key, id, workspace string) *key {
+	if (id == "" || id == k.owner.id) && (workspace == "" || workspace == k.workspace) {
+		return nil
+	}
+	if workspace != "" {
+		k.workspace = workspace
+	}
+	other := p.enterLocked(now, k, id)
+	p.rescopeLocked(k)
+	return other
+}
+
+func (p *KeyPool) enterLocked(now time.Time, k *key, id string) *key {
 	if id == "" || id == k.owner.id {
 		return nil
 	}
@@ -70,19 +84,49 @@ func (p *KeyPool) mergeLocked(now time.Time, from *owner, into *key) {
 		if b.learned && !a.learned { // what headers said goes before what was configured
 			a, b = b, a
 		}
-		a.limiter.AbsorbAt(now, b.limiter)
-		a.cool.join(b.cool)
+		a.absorb(now, b)
 		for i := range c.slots {
 			if s := &c.slots[i]; s.buckets == b {
 				s.buckets = a
 			}
 		}
+		c.weights = nil
 	}
 	for _, k := range p.keys {
 		if k.owner == from {
 			k.owner = into.owner
+			p.rescopeLocked(k)
 		}
 	}
+}
+
+// absorb makes b's requests and levels a's own: what was there less what either
+// side took. The next headers say it exactly, whichever request they answer.
+func (b *buckets) absorb(now time.Time, other *buckets) {
+	b.limiter.AbsorbAt(now, other.limiter)
+	b.cool.join(other.cool)
+	for i := range b.know {
+		b.know[i] = max(b.know[i], other.know[i])
+		b.newest[i] = min(b.newest[i], other.newest[i])
+	}
+	for _, h := range b.unacked {
+		h.producedAt += other.produced
+		h.promisedAt += other.promised
+	}
+	for _, h := range other.unacked {
+		h.producedAt += b.produced
+		h.promisedAt += b.promised
+	}
+	b.unacked = append(b.unacked, other.unacked...)
+	slices.SortFunc(b.unacked, func(x, y *hold) int { return cmp.Compare(x.seq, y.seq) })
+	b.reserved += other.reserved
+	b.produced += other.produced
+	b.promised += other.promised
+	b.guesses = [2]guess{}
+	for _, w := range other.waiters {
+		b.enqueue(w)
+	}
+	b.wakeNext()
 }
 
 // bucketsOf returns the owner's buckets; it has a key.
@@ -101,13 +145,42 @@ func (p *KeyPool) moveLocked(now time.Time, k *key, to *owner, sibling *key) {
 	k.owner = to
 	for _, c := range p.classes {
 		s := &c.slots[k.index]
-		target := &buckets{limiter: ratelimit.NewTokenBucketLimiter(to.limitsFor(c.name))}
+		target := newBuckets(to.limitsFor(c.name), c.name)
 		if sibling != nil {
 			target = c.slots[sibling.index].buckets
 		}
-		s.buckets.limiter.MoveAt(now, target.limiter, s.inFlight, s.held)
-		s.buckets = target
+		s.hand(now, target)
+		c.weights = nil
 	}
+}
+
+// hand gives the slot other buckets, with all that its key has under way.
+func (s *slot) hand(now time.Time, to *buckets) {
+	from := s.buckets
+	from.limiter.MoveAt(now, to.limiter, s.inFlight, s.held)
+	from.reserved = max(0, from.reserved-s.outstanding)
+	to.reserved += s.outstanding
+	kept := from.unacked[:0]
+	for _, h := range from.unacked {
+		if h.slot != s {
+			kept = append(kept, h)
+			continue
+		}
+		h.producedAt, h.promisedAt, h.guessed = to.produced, to.promised, false
+		to.unacked = append(to.unacked, h)
+	}
+	clear(from.unacked[len(kept):])
+	from.unacked = kept
+	slices.SortFunc(to.unacked, func(x, y *hold) int { return cmp.Compare(x.seq, y.seq) })
+	for _, w := range slices.Clone(from.waiters) {
+		if w.slot == s {
+			from.dequeue(w, false)
+			to.enqueue(w)
+		}
+	}
+	s.buckets = to
+	to.wakeNext()
+	from.wakeNext()
 }
 
 // share adds what another key of the organization says of its limits.

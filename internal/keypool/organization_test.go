@@ -69,21 +69,21 @@ func TestMergingTakesOverWhatIsInFlight(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys, ids := keysOf(2, 50, 30_000, 8000)
 		p := newPool(t, keypool.StrategyRoundRobin, keys...)
-		a := acquire(t, p, keypool.Demand{Class: opus, Input: 5000, MaxTokens: 100})
-		b := acquire(t, p, keypool.Demand{Class: opus, Input: 7000, MaxTokens: 200})
+		a := acquire(t, p, keypool.Demand{Class: opus, Bytes: 20_000, MaxTokens: 100})
+		b := acquire(t, p, keypool.Demand{Class: opus, Bytes: 28_000, MaxTokens: 200})
 		require.NotEqual(t, a.KeyID(), b.KeyID())
 
 		belongs(t, p, opus, ids[0], "org-1")
 		belongs(t, p, opus, ids[1], "org-1")
-		want := ratelimit.Limits{RPM: 48, ITPM: 18_000, OTPM: 7700}
+		want := ratelimit.Limits{RPM: 48, ITPM: 18_000, OTPM: 8000}
 		assert.Equal(t, want, of(t, p, opus, ids[0]).Remaining, "both sides' requests are taken from one set of buckets")
 		assert.Equal(t, want, of(t, p, opus, ids[1]).Remaining)
 		assert.Equal(t, want, classStats(t, p, opus).Remaining)
 		assert.ElementsMatch(t, ids, b.OwnerKeys())
 
-		a.Settle(ratelimit.Tokens{Input: 1000, Output: 100})
-		b.Settle(ratelimit.Tokens{})
-		assert.Equal(t, ratelimit.Limits{RPM: 48, ITPM: 29_000, OTPM: 7900}, classStats(t, p, opus).Remaining)
+		a.Settle(keypool.Usage{Input: 1000, Output: 100})
+		b.Settle(keypool.Usage{})
+		assert.Equal(t, ratelimit.Limits{RPM: 49, ITPM: 29_000, OTPM: 7900}, classStats(t, p, opus).Remaining)
 		assert.Zero(t, classStats(t, p, opus).InFlight)
 	})
 }
@@ -118,16 +118,16 @@ func TestAKeyThatMovesToAnotherOrganization(t *testing.T) {
 		p := newPool(t, keypool.StrategyRoundRobin, keys...)
 		belongs(t, p, opus, ids[0], "org-1")
 		belongs(t, p, opus, ids[1], "org-1")
-		a := acquire(t, p, keypool.Demand{Class: opus, Input: 5000})
-		b := acquire(t, p, keypool.Demand{Class: opus, Input: 7000})
+		a := acquire(t, p, keypool.Demand{Class: opus, Bytes: 20_000})
+		b := acquire(t, p, keypool.Demand{Class: opus, Bytes: 28_000})
 		moved, left := b, a
 		belongs(t, p, opus, moved.KeyID(), "org-2")
 		assert.Equal(t, []string{moved.KeyID()}, moved.OwnerKeys())
 		assert.Equal(t, 100, classStats(t, p, opus).Limits.RPM)
 		assert.Equal(t, 23_000, of(t, p, opus, moved.KeyID()).Remaining.ITPM, "its request in flight moves along")
 		assert.Equal(t, 25_000, of(t, p, opus, left.KeyID()).Remaining.ITPM)
-		moved.Settle(ratelimit.Tokens{Input: 7000})
-		left.Settle(ratelimit.Tokens{Input: 5000})
+		moved.Settle(keypool.Usage{Input: 7000})
+		left.Settle(keypool.Usage{Input: 5000})
 		assert.Equal(t, 23_000, of(t, p, opus, moved.KeyID()).Remaining.ITPM)
 		assert.Equal(t, 25_000, of(t, p, opus, left.KeyID()).Remaining.ITPM)
 		assert.Zero(t, classStats(t, p, opus).InFlight)
@@ -152,7 +152,7 @@ func TestMergingKeepsTheLimitThatWasLearned(t *testing.T) {
 				assert.Equal(t, 4000, got.Limits.RPM)
 				assert.GreaterOrEqual(t, got.Remaining.RPM, 3399)
 				assert.Equal(t, keypool.StateAvailable, got.State)
-				lease.Settle(ratelimit.Tokens{})
+				lease.Settle(keypool.Usage{})
 				assert.Zero(t, classStats(t, p, opus).InFlight)
 			})
 		})
@@ -190,8 +190,8 @@ func TestMergingConservesCapacity(t *testing.T) {
 
 func conservesCapacity(t *rapid.T) {
 	const n, limit = 5, 100_000
-	keys, ids := keysOf(n, 1000, limit, 0)
-	p, err := keypool.NewKeyPool("test", keypool.PoolConfig{Keys: keys, Strategy: keypool.StrategyRandom})
+	keys, ids := keysOf(n, 1000, limit, plenty)
+	p, err := keypool.NewKeyPool("test", keypool.PoolConfig{Keys: keys, Strategy: keypool.StrategyRandom, MaxWait: new(time.Duration)})
 	require.NoError(t, err)
 	organization := make([]int, n)                                  // 0 unknown
 	require.NoError(t, p.UpdateClassFromHeaders(ids[0], opus, nil)) // the class begins
@@ -202,7 +202,7 @@ func conservesCapacity(t *rapid.T) {
 		switch rapid.IntRange(0, 2).Draw(t, "do") {
 		case 0:
 			tokens := rapid.IntRange(1, 500).Draw(t, "tokens")
-			lease, err := p.Acquire(context.Background(), keypool.Demand{Class: opus, Input: tokens})
+			lease, err := p.Acquire(context.Background(), keypool.Demand{Class: opus, Bytes: 4 * tokens})
 			require.NoError(t, err)
 			open, holds = append(open, lease), append(holds, tokens)
 			taken += tokens
@@ -212,7 +212,7 @@ func conservesCapacity(t *rapid.T) {
 			}
 			i := rapid.IntRange(0, len(open)-1).Draw(t, "lease")
 			used := rapid.IntRange(0, 600).Draw(t, "used")
-			open[i].Settle(ratelimit.Tokens{Input: used})
+			open[i].Settle(keypool.Usage{Input: used, Partial: true}) // which teaches nothing about the size of tokens
 			taken += used - holds[i]
 			open, holds = append(open[:i], open[i+1:]...), append(holds[:i], holds[i+1:]...)
 		case 2:

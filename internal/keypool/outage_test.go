@@ -19,7 +19,7 @@ import (
 func TestADeadKeyIsNotOffered(t *testing.T) {
 	for _, strategy := range keypool.Strategies() {
 		t.Run(strategy, func(t *testing.T) {
-			keys, ids := keysOf(3, 0, 0, 0)
+			keys, ids := keysOf(3, plenty, plenty, plenty)
 			p := newPool(t, strategy, keys...)
 			p.MarkKeyDead(ids[1], keypool.ReasonUnauthorized)
 			for i := range 60 {
@@ -93,7 +93,7 @@ func TestFailedProbesDoubleThePause(t *testing.T) {
 					require.Equal(t, why, got.Reason)
 					require.Equal(t, want, time.Until(got.Until))
 					time.Sleep(want)
-					acquire(t, p, keypool.Demand{Class: opus}).Settle(ratelimit.Tokens{})
+					acquire(t, p, keypool.Demand{Class: opus}).Settle(keypool.Usage{})
 				}
 			})
 		})
@@ -117,7 +117,7 @@ func TestLateRefusalsDoNotLengthen(t *testing.T) {
 
 func TestOnlyAProbeForgives(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := keyOf(0, 0, 0, 0)
+		k := keyOf(0, plenty, plenty, plenty)
 		p := newPool(t, "", k)
 		before := acquire(t, p, keypool.Demand{Class: opus})
 		time.Sleep(time.Second)
@@ -143,7 +143,7 @@ func TestOnlyAProbeForgives(t *testing.T) {
 		assert.Equal(t, 5*time.Minute, untilProbe(t, p, opus), "the next outage starts short again")
 		time.Sleep(5 * time.Minute)
 		settled := acquire(t, p, keypool.Demand{Class: opus})
-		settled.Settle(ratelimit.Tokens{})
+		settled.Settle(keypool.Usage{})
 		settled.Succeeded()
 		_ = refused(t, p, keypool.Demand{Class: opus})
 	})
@@ -161,7 +161,7 @@ func TestMarkKeyForbidden(t *testing.T) {
 			lease, err := p.Acquire(context.Background(), keypool.Demand{Class: class})
 			if err == nil {
 				lease.Succeeded()
-				lease.Settle(ratelimit.Tokens{})
+				lease.Settle(keypool.Usage{})
 			}
 		}
 	}
@@ -184,7 +184,7 @@ func TestMarkKeyForbidden(t *testing.T) {
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				k := keyOf(0, 0, 0, 0)
+				k := keyOf(0, plenty, plenty, plenty)
 				p := newPool(t, "", k)
 				for _, do := range tc.steps {
 					do(p, k.ID())
@@ -204,7 +204,7 @@ func TestMarkKeyForbidden(t *testing.T) {
 
 func TestAForbiddenClassIsProbed(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		k := keyOf(0, 0, 0, 0)
+		k := keyOf(0, plenty, plenty, plenty)
 		p := newPool(t, "", k)
 		before := acquire(t, p, keypool.Demand{Class: opus})
 		p.MarkKeyForbidden(k.ID(), opus, "a", true)
@@ -230,9 +230,9 @@ func TestInFlightWorkOfADeadKeyIsSettled(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 50, 10_000, 1000)
 		p := newPool(t, "", k)
-		lease := acquire(t, p, keypool.Demand{Class: opus, Input: 500, MaxTokens: 50})
+		lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 2_000, MaxTokens: 50})
 		p.MarkKeyDead(k.ID(), keypool.ReasonUnauthorized)
-		lease.Settle(ratelimit.Tokens{Input: 600, Output: 60})
+		lease.Settle(keypool.Usage{Input: 600, Output: 60})
 		got := of(t, p, opus, k.ID())
 		assert.Zero(t, got.InFlight)
 		assert.Equal(t, ratelimit.Limits{RPM: 49, ITPM: 9400, OTPM: 940}, got.Remaining)

@@ -8,9 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"math"
 	"net/http"
-	"slices"
 	"sync"
 	"time"
 
@@ -45,17 +43,22 @@ func (e *ExhaustedError) Is(target error) bool { return target == ErrAllKeysExha
 
 // Demand is what one request needs of a key.
 type Demand struct {
-	Class        string   // model class, see ClassOf
-	Input        int      // estimated tokens of the whole prompt
-	MaxTokens    int      // the request's max_tokens; 0 = unknown
-	Conversation uint64   // identity within its client, scoped by client; 0 = none, no home
-	Exclude      []string // IDs of keys that this request must not use again
-}
+	Class        string    // model class, see Classes
+	Model        string    // as asked for; tells how short a prompt may be to be cached
+	Client       string    // who asks: clients take turns where requests wait
+	Bytes        int       // of the whole prompt; its tokens are estimated from it
+	MaxTokens    int       // the request's max_tokens; 0 = unknown
+	Conversation uint64    // identity of the conversation, scoped by client; 0 = none, no home
+	Prefix       []Mark    // where the prompt may be found in a cache, longest first; none = it asks for no caching
+	Arrived      time.Time // when the request came: its one budget of waiting counts from here; zero = now
+	Exclude      []string  // IDs of keys that this request must not use again
+	// OnlyHome: refuse rather than wait for a key where nothing of the prompt is
+	// cached, because another provider may serve at once.
+	OnlyHome bool
 
-// heldOutput is how many output tokens a request holds until it is settled, at
-// most: an answer's usual length. max_tokens is no measure, Claude Code always
-// sends 128,000, and Anthropic counts only what is produced.
-const heldOutput = 400
+	bare  bool // one request and nothing else: GetKey's
+	least int  // bytes a prompt must have for the provider to cache it
+}
 
 // KeyPool chooses keys and accounts for them. All methods are safe for
 // concurrent use.
@@ -65,18 +68,32 @@ type KeyPool struct {
 	keys     []*key // configured order; the slice never changes
 	byID     map[string]*key
 
-	mu         sync.RWMutex
-	selector   KeySelector       // guarded by mu, as all that follows
-	classes    map[string]*class // never more than maxClasses
-	homes      *homes
-	free       []*hold        // settled, for reuse
-	candidates []*KeyMetadata // scratch of choose
+	maxWait     time.Duration
+	affinityOff bool
+	sampled     bool // there are too many keys to look at all of them
+
+	mu           sync.RWMutex
+	selector     KeySelector       // guarded by mu, as all that follows
+	classes      map[string]*class // never more than maxClasses
+	homes        *homes
+	prefixes     *prefixes
+	seq          uint64 // of dispatches
+	order        uint64 // of arrivals in queues
+	waiting      int    // requests in queues
+	waitingBytes int
+	free         []*hold // settled, for reuse
+
+	// Scratch of decide.
+	candidates []*KeyMetadata
+	views      []view
+	drawn      []int
+	hits       []int // bytes of the prompt cached, by scope
 }
 
 // NewKeyPool returns a pool of cfg's keys for the named provider. A pool without
 // keys gets one that carries no credential and has no limits, so that callers
 // need no special case. Errors: an unknown strategy, a key listed twice, a
-// negative limit, a priority or weight out of range.
+// negative limit, a priority, weight or max_wait out of range.
 func NewKeyPool(provider string, cfg PoolConfig) (*KeyPool, error) {
 	selector, err := NewSelector(cfg.Strategy)
 	if err != nil {
@@ -86,18 +103,37 @@ func NewKeyPool(provider string, cfg PoolConfig) (*KeyPool, error) {
 	if err != nil {
 		return nil, fmt.Errorf("keypool: provider %s: %w", provider, err)
 	}
-	p := &KeyPool{
-		provider:   provider,
-		log:        cfg.Logger.With().Str("provider", provider).Logger(),
-		keys:       keys,
-		byID:       make(map[string]*key, len(keys)),
-		selector:   selector,
-		classes:    make(map[string]*class),
-		homes:      newHomes(),
-		candidates: make([]*KeyMetadata, 0, len(keys)),
+	maxWait, err := cfg.wait()
+	if err != nil {
+		return nil, fmt.Errorf("keypool: provider %s: %w", provider, err)
 	}
-	for _, k := range keys {
+	affine, err := cfg.affine()
+	if err != nil {
+		return nil, fmt.Errorf("keypool: provider %s: %w", provider, err)
+	}
+	p := &KeyPool{
+		provider:    provider,
+		log:         cfg.Logger.With().Str("provider", provider).Logger(),
+		keys:        keys,
+		byID:        make(map[string]*key, len(keys)),
+		maxWait:     maxWait,
+		affinityOff: !affine,
+		sampled:     len(keys) > sampleFrom && selector.Name() == StrategyLeastLoaded,
+		selector:    selector,
+		classes:     make(map[string]*class),
+		homes:       newHomes(),
+		prefixes:    newPrefixes(),
+		candidates:  make([]*KeyMetadata, 0, len(keys)),
+		views:       make([]view, 0, len(keys)),
+		hits:        make([]int, len(keys)),
+	}
+	for i, k := range keys {
 		p.byID[k.id] = k
+		k.scope = i
+		p.sampled = p.sampled && k.priority == keys[0].priority
+	}
+	for _, k := range keys { // of one configured organization
+		p.rescopeLocked(k)
 	}
 	p.classLocked(ClassAny, time.Now())
 	return p, nil
@@ -113,151 +149,180 @@ func (p *KeyPool) GetKey(ctx context.Context) (keyID, apiKey string, err error) 
 	now := time.Now()
 	p.mu.Lock()
 	c := p.classLocked(ClassAny, now)
-	choice, err := p.choose(now, c, Demand{})
-	if err == nil {
-		err = choice.take(now, ratelimit.Tokens{})
+	dec := p.decide(now, c, &Demand{bare: true, Arrived: now.Add(-p.maxWait)}, nil)
+	var s *slot
+	if dec.err == nil {
+		s = &c.slots[dec.view.index]
+		s.buckets.limiter.AllowAt(now, ratelimit.Tokens{}) // decide has seen that there is room
+		s.buckets.limiter.SettleAt(now, ratelimit.Tokens{}, ratelimit.Tokens{})
+		s.probe(now)
 	}
-	if err == nil {
-		choice.buckets.limiter.SettleAt(now, ratelimit.Tokens{}, ratelimit.Tokens{})
-	}
-	turned := c.turn(err)
+	turned := c.turn(dec.err)
 	p.mu.Unlock()
-	if err != nil {
-		p.logRefusal(ClassAny, turned, err)
-		if errors.Is(err, ErrAllKeysExhausted) {
-			err = ErrAllKeysExhausted
+	if dec.err != nil {
+		p.logRefusal(ClassAny, turned, dec.err)
+		if errors.Is(dec.err, ErrAllKeysExhausted) {
+			return "", "", ErrAllKeysExhausted
 		}
-		return "", "", err
+		return "", "", dec.err
 	}
-	p.logChoice(choice.meta.ID, ClassAny)
-	return choice.meta.ID, p.keys[choice.meta.Index].secret.Reveal(), nil
+	p.logChoice(s.meta.ID, ClassAny)
+	return s.meta.ID, p.keys[s.meta.Index].secret.Reveal(), nil
 }
 
 // Acquire takes one request and holds the demand's tokens on the best key until
 // the lease is settled. Choice and debit are one step: concurrent callers cannot
-// be promised the same tokens. Errors: an *ExhaustedError, or ctx's error. It
-// never waits.
+// be promised the same tokens. Where no key can serve now it waits in turn for the
+// one that can soonest, at most PoolConfig.MaxWait from the demand's arrival.
+// Errors: an *ExhaustedError with the time that this demand needs, or ctx's error.
 func (p *KeyPool) Acquire(ctx context.Context, demand Demand) (Lease, error) {
 	if err := ctx.Err(); err != nil {
 		return Lease{}, err
 	}
-	now := time.Now()
-	p.mu.Lock()
-	c := p.classLocked(demand.Class, now)
-	lease, err := p.acquireLocked(now, c, demand)
-	turned := false
-	if err == nil || len(demand.Exclude) == 0 { // what was excluded may serve others
-		turned = c.turn(err)
+	if demand.Arrived.IsZero() {
+		demand.Arrived = time.Now()
 	}
-	p.mu.Unlock()
-	if err != nil {
-		p.logRefusal(demand.Class, turned, err)
-		return Lease{}, err
+	var turn Turn
+	for {
+		lease, wait, err := p.AcquireAt(time.Now(), demand, &turn)
+		if err != nil || wait == 0 {
+			if err == nil {
+				p.logChoice(lease.key.id, demand.Class)
+			} else {
+				p.logRefusal(demand.Class, turn.turned, err)
+			}
+			return lease, err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-turn.w.wake:
+		case <-ctx.Done():
+			timer.Stop()
+			p.Leave(&turn)
+			return Lease{}, ctx.Err()
+		}
+		timer.Stop()
 	}
-	p.logChoice(lease.key.id, demand.Class)
-	return lease, nil
 }
 
-func (p *KeyPool) acquireLocked(now time.Time, c *class, demand Demand) (Lease, error) {
-	prompt := demand.Input
-	s, err := p.choose(now, c, demand)
-	if err != nil {
-		return Lease{}, err
+// AcquireAt is one step of Acquire at a given time: it returns a lease, or how
+// long to wait before asking again with the same turn, or an error. Nothing but
+// its arguments tells it the time, so that a simulator can drive it.
+func (p *KeyPool) AcquireAt(now time.Time, demand Demand, turn *Turn) (Lease, time.Duration, error) {
+	if demand.Arrived.IsZero() {
+		demand.Arrived = now
 	}
-	demand.Input -= p.homes.cached(demand.Conversation, s.meta.Index, now)
-	held := s.holdable(now, demand)
-	if err := s.take(now, held); err != nil {
-		return Lease{}, err
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	c := p.classLocked(demand.Class, now)
+	demand.least = c.leastCached(demand.Model)
+	var queue *buckets
+	if turn.w != nil {
+		queue = turn.w.slot.buckets
 	}
-	k := p.keys[s.meta.Index]
-	if demand.Conversation != 0 {
-		p.homes.set(demand.Conversation, home{key: k.index, prompt: prompt, used: now})
+	dec := p.decide(now, c, &demand, turn.w)
+	s := &c.slots[dec.view.index]
+	if dec.wait > 0 {
+		if p.waitLocked(c, s, &demand, dec.view, turn) {
+			if queue != nil && queue != s.buckets {
+				queue.wakeNext()
+			}
+			return Lease{}, dec.wait, nil
+		}
+		dec.err = p.refusal(c, &demand, &dec.view)
 	}
+	p.leaveLocked(turn, dec.err == nil && queue == s.buckets)
+	var lease Lease
+	if dec.err == nil {
+		lease, dec.err = p.dispatch(now, c, s, &demand, &dec.view)
+	}
+	if queue != nil {
+		queue.wakeNext()
+	}
+	if dec.err == nil || len(demand.Exclude) == 0 && !demand.OnlyHome { // what was excluded may serve others
+		turn.turned = c.turn(dec.err)
+	}
+	return lease, 0, dec.err
+}
+
+// Leave gives up a turn, for a client that has gone.
+func (p *KeyPool) Leave(turn *Turn) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if turn.w == nil {
+		return
+	}
+	queue := turn.w.slot.buckets
+	p.leaveLocked(turn, false)
+	queue.wakeNext()
+}
+
+// dispatch debits the key that was chosen.
+func (p *KeyPool) dispatch(now time.Time, c *class, s *slot, d *Demand, v *view) (Lease, error) {
+	b := s.buckets
+	held := ratelimit.Tokens{Input: int(v.uncached)}
+	if c.reserving() && b.know[outputLimit] == known {
+		held.Output = d.MaxTokens
+	}
+	levels := b.limiter.BucketsAt(now)
+	if levels.Input.Limit > 0 {
+		held.Input = max(0, min(held.Input, int(levels.Input.Level)))
+	}
+	if levels.Output.Limit > 0 {
+		held.Output = max(0, min(held.Output, int(levels.Output.Level)))
+	}
+	if !b.limiter.AllowAt(now, held) {
+		return Lease{}, p.refusal(c, d, v)
+	}
+	s.probe(now)
+	p.seq++
 	h := p.newHold()
-	h.class, h.slot, h.held = c, s, held
+	h.class, h.slot, h.seq, h.at, h.held = c, s, p.seq, now, held
+	h.bytes, h.maxTokens, h.oversized = d.Bytes, d.MaxTokens, v.oversized
+	h.outstanding = c.predicted(d)
+	b.reserved += h.outstanding
+	b.unacked = append(b.unacked, h)
+	b.dispatched(now, h)
 	c.inFlight++
 	s.inFlight++
 	s.held.Input += held.Input
 	s.held.Output += held.Output
-	return Lease{pool: p, key: k, hold: h, generation: h.generation, at: now}, nil
+	s.outstanding += h.outstanding
+	p.settleIn(now, c, s, d, v, h)
+	return Lease{pool: p, key: s.key, hold: h, generation: h.generation}, nil
 }
 
-// choose is the whole decision and changes nothing but the turn of the selector:
-// the conversation's home if it can serve, else the selector's pick among the
-// keys of the highest priority that can, else a refusal with the shortest wait.
-// The caller holds mu for writing.
-func (p *KeyPool) choose(now time.Time, c *class, demand Demand) (*slot, error) {
-	home := p.homes.get(demand.Conversation, now)
-	available := p.candidates[:0]
-	shortest, probe := never, never
-	left, reason := 0, Reason("")
-	need := ratelimit.Tokens{Input: demand.Input, Output: min(demand.MaxTokens, heldOutput)}
-	for i := range c.slots {
-		s := &c.slots[i]
-		if slices.Contains(demand.Exclude, s.meta.ID) {
+// settleIn makes the key the conversation's home, and notes what the request will
+// read and write there.
+func (p *KeyPool) settleIn(now time.Time, c *class, s *slot, d *Demand, v *view, h *hold) {
+	if p.affinityOff || len(d.Prefix) == 0 {
+		return
+	}
+	at := home{key: s.meta.Index, used: now, life: cacheLife}
+	n := 0
+	for i := range d.Prefix {
+		m := &d.Prefix[i]
+		if h.read == 0 && v.cached > 0 && float64(m.Bytes)*c.ratio <= v.cached+0.5 {
+			h.read = m.Hash
+		}
+		if m.Life == 0 || m.Bytes < d.least || n == len(h.writes) {
 			continue
 		}
-		why := s.dead()
-		if why == "" {
-			left++
-		} else if reason != ReasonSpent {
-			reason = why
-		}
-		room, inFlight, open := s.buckets.limiter.RoomAt(now, need)
-		if !open || s.barred(now) > 0 {
-			wait := s.wait(now, s.buckets.limiter.UsageAt(now))
-			if why != "" {
-				probe = min(probe, wait)
-			} else {
-				shortest = min(shortest, wait)
-			}
-			continue
-		}
-		if i == home {
-			return s, nil
-		}
-		s.meta.InFlight = s.inFlight
-		s.meta.Headroom = headroom(room, inFlight)
-		if len(available) > 0 && s.meta.Priority > available[0].Priority {
-			available = available[:0]
-		}
-		if len(available) == 0 || s.meta.Priority == available[0].Priority {
-			available = append(available, &s.meta)
-		}
+		h.writes[n] = *m
+		at.life = max(at.life, min(m.Life, longestLife))
+		n++
 	}
-	if len(available) == 0 {
-		if left > 0 {
-			reason = ""
-		} else {
-			shortest = probe
-		}
-		if shortest == never { // every key is excluded
-			shortest = 0
-		}
-		return nil, &ExhaustedError{Provider: p.provider, RetryAfter: shortest, Left: left, Reason: reason}
-	}
-	chosen, err := p.selector.Select(available)
-	if err != nil {
-		return nil, fmt.Errorf("selector %s: %w", p.selector.Name(), err)
-	}
-	if !slices.Contains(available, chosen) {
-		return nil, fmt.Errorf("keypool: selector %s chose a key that was not offered", p.selector.Name())
-	}
-	return &c.slots[chosen.Index], nil
+	p.homes.set(d.Conversation, at)
 }
 
-// headroom is the smallest (level − demand)/limit over the buckets with a known
-// limit. Without any it falls with the requests in flight, from one half: a key
-// nobody knows is worth a try before one that is more than half spent.
-func headroom(room float64, inFlight int) float64 {
-	if math.IsInf(room, 1) {
-		return 0.5 - 0.2*float64(inFlight)
+// leastCached is how many bytes a prompt must have for the provider to cache it.
+func (c *class) leastCached(model string) int {
+	if model == "" {
+		model = c.name
 	}
-	return room
+	return int(float64(minCacheable(model)) / c.ratio)
 }
-
-// never is longer than any wait.
-const never = time.Duration(math.MaxInt64)
 
 // GetEarliestResetTime is how long until some key can serve one request of class
 // "" again, over cool-downs and buckets; 0 when one can now, and with only dead
@@ -299,23 +364,30 @@ func (p *KeyPool) UpdateKeyFromHeaders(keyID string, h http.Header) error {
 // they have in flight. Error: ErrKeyNotFound.
 func (p *KeyPool) UpdateClassFromHeaders(keyID, class string, h http.Header) error {
 	seen := parseRateHeaders(h)
-	organization := organizationOf(h)
+	organization, workspace := organizationOf(h), workspaceOf(h)
 	now := time.Now()
 	p.mu.Lock()
 	k, ok := p.byID[keyID]
 	var sibling *key
 	if ok {
-		sibling = p.joinLocked(now, k, organization)
-		p.classLocked(class, now).slots[k.index].learn(now, seen)
+		sibling = p.joinLocked(now, k, organization, workspace)
+		c := p.classLocked(class, now)
+		c.slots[k.index].learn(now, seen)
+		c.slots[k.index].note(now, seen.of(class))
+		c.weights = nil
 	}
 	p.mu.Unlock()
 	if !ok {
 		return fmt.Errorf("%w: %s", ErrKeyNotFound, keyID)
 	}
+	p.logSibling(keyID, sibling)
+	return nil
+}
+
+func (p *KeyPool) logSibling(keyID string, sibling *key) {
 	if sibling != nil {
 		p.log.Warn().Str("key_id", keyID).Str("same_as", sibling.id).Msg("two keys belong to one organization; its limits are counted once, so the second adds no capacity")
 	}
-	return nil
 }
 
 // MarkKeyExhausted cools a key down for all classes: it serves nothing for
@@ -329,19 +401,10 @@ func (p *KeyPool) MarkKeyExhausted(keyID string, retryAfter time.Duration) {
 }
 
 // MarkClassExhausted records that the provider refused a request of one class
-// with 429. Where limits are known the buckets already say when the key has room
-// again, and retryAfter is only what that one request would have had to wait:
-// the class then cools for at most 1 s, and for the full retryAfter on a second
-// refusal within 10 s. Without known limits it cools for retryAfter at once; 0
-// or less is handled as in MarkKeyExhausted. Unknown IDs are ignored.
+// with 429, see Lease.Limited. Unknown IDs are ignored.
 func (p *KeyPool) MarkClassExhausted(keyID, class string, retryAfter time.Duration) {
 	p.cool(keyID, class, func(k *key, now time.Time) time.Duration {
-		b := p.classLocked(class, now).slots[k.index].buckets
-		known := b.limiter.UsageAt(now).Limits != ratelimit.Limits{}
-		if known && retryAfter > 0 && !b.cool.repeated(now) {
-			retryAfter = min(retryAfter, time.Second)
-		}
-		return b.cool.start(now, retryAfter)
+		return p.classLocked(class, now).slots[k.index].buckets.limited(now, p.seq, 1, true, retryAfter)
 	})
 }
 
@@ -355,15 +418,41 @@ func (p *KeyPool) cool(keyID, class string, start func(*key, time.Time) time.Dur
 	}
 	p.mu.Unlock()
 	if ok {
-		p.log.Warn().Str("key_id", keyID).Str("class", class).Dur("for_ms", cooling).Msg("key cools down")
+		p.logCooling(keyID, class, cooling)
 	}
+}
+
+func (p *KeyPool) logCooling(keyID, class string, cooling time.Duration) {
+	p.log.Warn().Str("key_id", keyID).Str("class", class).Dur("for_ms", cooling).Msg("key cools down")
+}
+
+// Release lets a key serve again: it ends what keeps it out, cool-downs of its
+// organization included, for all classes. What the provider says next counts as
+// ever. Error: ErrKeyNotFound.
+func (p *KeyPool) Release(keyID string) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	k, ok := p.byID[keyID]
+	if !ok {
+		return fmt.Errorf("%w: %s", ErrKeyNotFound, keyID)
+	}
+	k.dead, k.cool = outage{}, coolDown{}
+	for _, c := range p.classes {
+		s := &c.slots[k.index]
+		s.blocked, s.forbade = outage{}, false
+		s.buckets.cool.lift()
+		s.buckets.wakeNext()
+	}
+	return nil
 }
 
 // MarkKeyDead takes a key out for all classes: the provider refuses the
 // credential, or its account has nothing left to spend. One live request tries
 // it again after the time that belongs to the reason. Unknown IDs are ignored.
-func (p *KeyPool) MarkKeyDead(keyID string, why Reason) {
-	now := time.Now()
+func (p *KeyPool) MarkKeyDead(keyID string, why Reason) { p.MarkKeyDeadAt(time.Now(), keyID, why) }
+
+// MarkKeyDeadAt is MarkKeyDead at a given time.
+func (p *KeyPool) MarkKeyDeadAt(now time.Time, keyID string, why Reason) {
 	p.mu.Lock()
 	k, ok := p.byID[keyID]
 	news := ok && k.dead.strike(now, why)

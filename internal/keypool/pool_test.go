@@ -20,6 +20,9 @@ import (
 // canary is in every test key, so that one search finds a key that leaked.
 const canary = "sk-canary"
 
+// plenty is a limit a minute that no test uses up.
+const plenty = 1_000_000_000
+
 // keyOf is the nth key with these limits a minute.
 func keyOf(n, rpm, itpm, otpm int) keypool.KeyConfig {
 	return keypool.KeyConfig{Key: secret.New(fmt.Sprintf("%s-%d", canary, n)), RPMLimit: rpm, ITPMLimit: itpm, OTPMLimit: otpm}
@@ -34,7 +37,16 @@ func keysOf(n, rpm, itpm, otpm int) (keys []keypool.KeyConfig, ids []string) {
 	return keys, ids
 }
 
+// newPool is a pool that never waits.
 func newPool(tb testing.TB, strategy string, keys ...keypool.KeyConfig) *keypool.KeyPool {
+	tb.Helper()
+	p, err := keypool.NewKeyPool("test", keypool.PoolConfig{Strategy: strategy, Keys: keys, MaxWait: new(time.Duration)})
+	require.NoError(tb, err)
+	return p
+}
+
+// patient is a pool whose requests wait as long as by default.
+func patient(tb testing.TB, strategy string, keys ...keypool.KeyConfig) *keypool.KeyPool {
 	tb.Helper()
 	p, err := keypool.NewKeyPool("test", keypool.PoolConfig{Strategy: strategy, Keys: keys})
 	require.NoError(tb, err)
@@ -216,8 +228,9 @@ func TestAPoolWithoutKeys(t *testing.T) {
 	require.NoError(t, err)
 	assert.NotEmpty(t, id)
 	assert.Empty(t, apiKey)
+	acquire(t, p, keypool.Demand{Class: "a"}).Answered(http.StatusOK, nil)
 	for range 1000 {
-		lease := acquire(t, p, keypool.Demand{Class: "a", Input: 1_000_000, MaxTokens: 128_000})
+		lease := acquire(t, p, keypool.Demand{Class: "a", Bytes: 4_000_000, MaxTokens: 128_000})
 		assert.Equal(t, id, lease.KeyID())
 		assert.Empty(t, lease.APIKey())
 	}

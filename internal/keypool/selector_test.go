@@ -11,7 +11,6 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/ratelimit"
 )
 
 // candidates are keys as a pool offers them: in configured order, of one priority.
@@ -120,7 +119,7 @@ func TestFairShares(t *testing.T) {
 // Each choice moves the turn on by exactly one: a Select called twice for one
 // choice would skip keys, and a refusal or another's home must not move it.
 func TestRoundRobinTakesExactTurns(t *testing.T) {
-	keys, ids := keysOf(4, 0, 0, 0)
+	keys, ids := keysOf(4, plenty, plenty, plenty)
 	p := newPool(t, keypool.StrategyRoundRobin, keys...)
 	turns := func(n int) (got []int) {
 		for range n {
@@ -134,9 +133,9 @@ func TestRoundRobinTakesExactTurns(t *testing.T) {
 	p.MarkKeyExhausted(ids[3], time.Hour)
 	assert.Equal(t, []int{0, 2, 0, 2, 0}, turns(5))
 
-	home := acquire(t, p, keypool.Demand{Conversation: 1}) // key 2
+	home := turn(t, p, talk(1, 40_000)) // key 2
 	for range 3 {
-		assert.Equal(t, home.KeyID(), acquire(t, p, keypool.Demand{Conversation: 1}).KeyID())
+		assert.Equal(t, home, turn(t, p, talk(1, 40_000)))
 	}
 	_, err := p.Acquire(context.Background(), keypool.Demand{Exclude: ids})
 	require.ErrorIs(t, err, keypool.ErrAllKeysExhausted)
@@ -184,7 +183,7 @@ func TestLeastLoadedFollowsTheScarcestBucket(t *testing.T) {
 		p := newPool(t, keypool.StrategyLeastLoaded, keys...)
 		got := map[string]int{}
 		for range 100 {
-			got[acquire(t, p, keypool.Demand{Class: "opus-5", Input: 1000, MaxTokens: 400}).KeyID()]++
+			got[acquire(t, p, keypool.Demand{Class: "opus-5", Bytes: 4_000, MaxTokens: 400}).KeyID()]++
 		}
 		assert.InDelta(t, 25, got[keys[0].ID()], 1, "100k of 400k input")
 		assert.InDelta(t, 75, got[keys[1].ID()], 1)
@@ -196,11 +195,11 @@ func TestLeastLoadedLooksPastTheRequest(t *testing.T) {
 	for _, tc := range []struct {
 		name         string
 		small, large keypool.KeyConfig
-		spend        ratelimit.Tokens // of the large one
+		spend        keypool.Usage // of the large one
 		d            keypool.Demand
 	}{
-		{"input", keyOf(0, 0, 10_000, 0), keyOf(1, 0, 100_000, 0), ratelimit.Tokens{Input: 20_000}, keypool.Demand{Class: opus, Input: 5000}},
-		{"output", keyOf(0, 0, 0, 1000), keyOf(1, 0, 0, 10_000), ratelimit.Tokens{Output: 2000}, keypool.Demand{Class: opus, MaxTokens: 128_000}},
+		{"input", keyOf(0, 0, 10_000, 0), keyOf(1, 0, 100_000, 0), keypool.Usage{Input: 20_000}, keypool.Demand{Class: opus, Bytes: 20_000}},
+		{"output", keyOf(0, 0, 0, 1000), keyOf(1, 0, 0, 10_000), keypool.Usage{Output: 2000}, keypool.Demand{Class: opus, MaxTokens: 128_000}},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

@@ -5,8 +5,6 @@ import (
 	"math"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
-
 	"cc-relay/internal/ratelimit"
 	"cc-relay/internal/secret"
 )
@@ -27,16 +25,11 @@ type key struct {
 	priority int
 	weight   int
 
-	owner *owner // guarded by KeyPool.mu, as what follows
-	dead  outage
-	cool  coolDown
-}
-
-// buckets are one owner's limits for one class.
-type buckets struct {
-	learned bool // headers have told a limit
-	limiter *ratelimit.TokenBucketLimiter
-	cool    coolDown
+	owner     *owner // guarded by KeyPool.mu, as what follows
+	workspace string // the provider's id of it; "" until an answer has told
+	scope     int    // of the prompt cache that the key's requests fill
+	dead      outage
+	cool      coolDown
 }
 
 // class is one model class in one pool: a slot for each key, in configured order.
@@ -44,8 +37,19 @@ type class struct {
 	name     string
 	slots    []slot
 	inFlight int       // leases not settled
+	waiting  int       // requests in queues
 	used     time.Time // last choice
 	dry      bool      // the last choice was a refusal
+
+	ratio    float64 // tokens a byte of prompt, as far as answers have told
+	output   float64 // tokens that six of ten answers stay below
+	reserve  bool    // the provider takes max_tokens in advance
+	ballot   ballot
+	coldLast time.Time // when a request that starts cold looked for a key last,
+	// and since when none found one; zero while they do
+	coldSince time.Time
+	weights   []float64 // of the slots, for drawing; nil: to be computed
+	weight    float64   // their sum
 }
 
 // slot is one key for one class.
@@ -55,6 +59,7 @@ type slot struct {
 	key           *key
 	inFlight      int              // leases of this key not settled
 	held          ratelimit.Tokens // by them
+	outstanding   float64          // of the output predicted for them
 	blocked       outage
 	forbade       bool   // a 403 came, and no success since
 	forbadeClient string // whose
@@ -123,66 +128,44 @@ func (s *slot) barred(now time.Time) time.Duration {
 	return max(s.key.dead.wait(now), s.blocked.wait(now), s.key.cool.wait(now), s.buckets.cool.wait(now))
 }
 
-// holdable is what the demand may hold of what is there.
-func (s *slot) holdable(now time.Time, d Demand) ratelimit.Tokens {
-	u := s.buckets.limiter.UsageAt(now)
-	output := heldOutput
-	if d.MaxTokens > 0 {
-		output = min(output, d.MaxTokens)
-	}
-	return ratelimit.Tokens{Input: atMost(d.Input, u.Limits.ITPM, u.Input), Output: atMost(output, u.Limits.OTPM, u.Output)}
-}
-
-func atMost(estimate, limit int, level float64) int {
-	if limit == 0 {
-		return max(0, estimate)
-	}
-	return max(0, min(estimate, int(level)))
-}
-
-// take debits the slot. The caller has seen under the same lock that there is room.
-func (s *slot) take(now time.Time, held ratelimit.Tokens) error {
-	if !s.buckets.limiter.AllowAt(now, held) {
-		return ErrAllKeysExhausted
-	}
+// probe notes that a request tries a key that is out.
+func (s *slot) probe(now time.Time) {
 	s.key.dead.probe(now)
 	s.blocked.probe(now)
-	return nil
 }
 
-// learn merges an answer's headers into limiter and metadata.
+// learn takes limits from an answer's headers, and lowers levels to what is left.
 func (s *slot) learn(now time.Time, seen rateHeaders) {
-	switch s.meta.Class {
-	case ClassModels:
-		return
-	case ClassCountTokens: // tokens in its headers are those of other classes
-		none := triple{limit: unseen, remaining: unseen}
-		seen.input, seen.output = none, none
-	}
-	l := s.buckets.limiter
-	limits := l.UsageAt(now).Limits
+	b := s.buckets
+	seen = seen.of(s.meta.Class)
+	limits := b.limiter.UsageAt(now).Limits
 	changed := limits
-	for _, t := range []struct {
-		seen  triple
-		limit *int
-		reset *time.Time
-	}{
-		{seen.requests, &changed.RPM, &s.meta.RequestsReset},
-		{seen.input, &changed.ITPM, &s.meta.InputReset},
-		{seen.output, &changed.OTPM, &s.meta.OutputReset},
-	} {
-		if t.seen.limit != unseen {
-			*t.limit = t.seen.limit
-		}
-		if t.seen.reset > 0 {
-			*t.reset = now.Add(t.seen.reset)
+	for i, limit := range []*int{&changed.RPM, &changed.ITPM, &changed.OTPM} {
+		if t := [limitKinds]triple{seen.requests, seen.input, seen.output}[i]; t.limit != unseen {
+			*limit = t.limit
+			b.know[i], b.learned = known, true
 		}
 	}
 	if changed != limits {
-		s.buckets.learned = true
-		l.SetLimitAt(now, changed)
+		b.limiter.SetLimitAt(now, changed)
 	}
-	l.LowerAt(now, ratelimit.Levels{Requests: seen.requests.remaining, Input: seen.input.remaining, Output: seen.output.remaining})
+	b.limiter.LowerAt(now, ratelimit.Levels{Requests: seen.requests.remaining, Input: seen.input.remaining, Output: seen.output.remaining})
+}
+
+// note keeps when the buckets are full again, for those who look.
+func (s *slot) note(now time.Time, seen rateHeaders) {
+	for _, t := range []struct {
+		reset time.Duration
+		at    *time.Time
+	}{
+		{seen.requests.reset, &s.meta.RequestsReset},
+		{seen.input.reset, &s.meta.InputReset},
+		{seen.output.reset, &s.meta.OutputReset},
+	} {
+		if t.reset > 0 {
+			*t.at = now.Add(t.reset)
+		}
+	}
 }
 
 // view is the slot's metadata as of now.
@@ -192,8 +175,11 @@ func (s *slot) view(now time.Time) KeyMetadata {
 	m.Limits = u.Limits
 	m.Remaining = ratelimit.Limits{RPM: floor(u.Requests), ITPM: floor(u.Input), OTPM: floor(u.Output)}
 	m.InFlight = s.inFlight
-	room, _, _ := s.buckets.limiter.RoomAt(now, ratelimit.Tokens{})
-	m.Headroom = headroom(room, u.InFlight)
+	b := s.buckets.limiter.BucketsAt(now)
+	m.Headroom = min(share(&b.Requests, 1), share(&b.Input, 0), share(&b.Output, s.buckets.reserved))
+	if math.IsInf(m.Headroom, 1) {
+		m.Headroom = 0.5 - 0.2*float64(u.InFlight)
+	}
 	m.State, m.Until, m.Reason = s.state(now, u)
 	return m
 }
@@ -233,14 +219,14 @@ func (p *KeyPool) classLocked(name string, now time.Time) *class {
 	if len(p.classes) >= maxClasses && !p.forgetClassLocked() {
 		return p.classLocked(ClassAny, now) // every class is busy: share one
 	}
-	c := &class{name: name, slots: make([]slot, len(p.keys)), used: now}
+	c := &class{name: name, slots: make([]slot, len(p.keys)), used: now, ratio: firstRatio, output: firstOutput}
 	for i, k := range p.keys {
 		c.slots[i] = slot{
 			meta: KeyMetadata{ID: k.id, Class: name, Index: i, Priority: k.priority, Weight: k.weight},
 			key:  k,
 		}
 		if c.slots[i].buckets = c.bucketsOf(k.owner); c.slots[i].buckets == nil {
-			c.slots[i].buckets = &buckets{limiter: ratelimit.NewTokenBucketLimiter(k.owner.limitsFor(name))}
+			c.slots[i].buckets = newBuckets(k.owner.limitsFor(name), name)
 		}
 	}
 	p.classes[name] = c
@@ -251,7 +237,7 @@ func (p *KeyPool) classLocked(name string, now time.Time) *class {
 func (p *KeyPool) forgetClassLocked() bool {
 	var oldest *class
 	for _, c := range p.classes {
-		if c.name != ClassAny && c.inFlight == 0 && (oldest == nil || c.used.Before(oldest.used)) {
+		if c.name != ClassAny && c.inFlight == 0 && c.waiting == 0 && (oldest == nil || c.used.Before(oldest.used)) {
 			oldest = c
 		}
 	}
@@ -268,183 +254,3 @@ func (c *class) turn(err error) bool {
 	c.dry = err != nil
 	return c.dry && !was
 }
-
-// outage takes a key out until a live request shows that it works. The zero
-// outage is none.
-type outage struct {
-	reason  Reason
-	since   time.Time
-	next    time.Time     // when one request may try
-	pause   time.Duration // between tries
-	probing bool          // a try is under way, or its answer said nothing
-}
-
-const (
-	firstPause = 5 * time.Minute
-	spentPause = time.Hour
-	longPause  = time.Hour
-)
-
-func (o *outage) active() bool { return o.reason != "" }
-
-func (o *outage) wait(now time.Time) time.Duration {
-	if !o.active() {
-		return 0
-	}
-	return max(0, o.next.Sub(now))
-}
-
-// strike starts the outage, or lengthens it when a probe failed; late answers to
-// requests sent before it began change nothing. A probe that failed for another
-// reason starts with that reason's pause. It reports whether the outage began.
-func (o *outage) strike(now time.Time, why Reason) bool {
-	began := !o.active()
-	if !began && !o.probing {
-		return false
-	}
-	if began {
-		o.since = now
-	}
-	switch {
-	case why == o.reason:
-		o.pause = min(2*o.pause, longPause)
-	case why == ReasonSpent:
-		o.pause = spentPause
-	default:
-		o.pause = firstPause
-	}
-	o.reason, o.probing, o.next = why, false, now.Add(o.pause)
-	return began
-}
-
-// probe notes that a request tries the key; no other does until the pause is over.
-func (o *outage) probe(now time.Time) {
-	if o.active() {
-		o.probing, o.next = true, now.Add(o.pause)
-	}
-}
-
-// forgive ends the outage if a request sent at this time, and answered well, was
-// a probe of it. It reports whether it did. One sent at the very moment it began
-// was none: probes come later, and clocks are coarse.
-func (o *outage) forgive(sent time.Time) bool {
-	if !o.active() || !sent.After(o.since) {
-		return false
-	}
-	*o = outage{}
-	return true
-}
-
-// coolDown keeps a key from serving for a time. The zero coolDown is none.
-type coolDown struct {
-	until   time.Time
-	last    time.Time // when the last one began
-	strikes int       // without a named time, since the last success
-}
-
-const (
-	firstCool    = time.Second
-	longestGuess = time.Minute
-	longestCool  = time.Hour // then a request tries, whatever the provider said
-	repeatWithin = 10 * time.Second
-)
-
-func (c *coolDown) wait(now time.Time) time.Duration {
-	if !now.Before(c.until) { // most keys, and cheaper than Sub from the zero time
-		return 0
-	}
-	return c.until.Sub(now)
-}
-
-// repeated reports whether the last cool-down ended and began less than 10 s ago:
-// it was too short.
-func (c *coolDown) repeated(now time.Time) bool {
-	return !c.last.IsZero() && !now.Before(c.until) && now.Sub(c.last) < repeatWithin
-}
-
-// start cools for d, at most 1 h; 0 or less stands for 1 s, doubling to 60 s. What
-// comes while already cooling answers a request sent before: a guess does not
-// double, and no time shortens a longer one. It returns how long the cool-down
-// lasts from now.
-func (c *coolDown) start(now time.Time, d time.Duration) time.Duration {
-	running := now.Before(c.until)
-	if d <= 0 {
-		if running {
-			return c.until.Sub(now)
-		}
-		d = min(firstCool<<min(c.strikes, 6), longestGuess)
-		c.strikes++
-	}
-	if !running {
-		c.last = now
-	}
-	if until := now.Add(min(d, longestCool)); until.After(c.until) {
-		c.until = until
-	}
-	return c.until.Sub(now)
-}
-
-// join takes over a cool-down of the same owner that lasts longer.
-func (c *coolDown) join(other coolDown) {
-	if other.until.After(c.until) {
-		*c = other
-	}
-}
-
-// forgive makes the next guess short again. A running cool-down runs out: the
-// success may be older than the refusal.
-func (c *coolDown) forgive(now time.Time) {
-	if !now.Before(c.until) {
-		c.strikes = 0
-	}
-}
-
-// homes remembers which key a conversation used last, so that its next turn
-// finds the prompt cache and the thinking of its organization again.
-type homes struct {
-	lru *simplelru.LRU[uint64, home]
-}
-
-type home struct {
-	key    int // index in the pool
-	prompt int // estimated tokens of the last prompt: what the next one repeats
-	used   time.Time
-}
-
-// A home is kept for the life of a prompt cache entry, and only so many of them.
-const (
-	maxHomes = 10_000
-	homeLife = 5 * time.Minute
-)
-
-func newHomes() *homes {
-	lru, err := simplelru.NewLRU[uint64, home](maxHomes, nil)
-	if err != nil { // only for a size that is not positive
-		panic(err)
-	}
-	return &homes{lru: lru}
-}
-
-// get returns the index of the conversation's key, or -1.
-func (h *homes) get(conversation uint64, now time.Time) int {
-	if conversation == 0 {
-		return -1
-	}
-	at, ok := h.lru.Get(conversation)
-	if !ok || now.Sub(at.used) > homeLife {
-		return -1
-	}
-	return at.key
-}
-
-// cached is how many tokens of the conversation's next prompt the key's prompt
-// cache is likely to hold: those of the last one, if the key is its home.
-func (h *homes) cached(conversation uint64, key int, now time.Time) int {
-	if h.get(conversation, now) != key {
-		return 0
-	}
-	at, _ := h.lru.Peek(conversation)
-	return at.prompt
-}
-
-func (h *homes) set(conversation uint64, at home) { h.lru.Add(conversation, at) }

@@ -25,7 +25,7 @@ func TestGetStats(t *testing.T) {
 		require.NoError(t, p.UpdateKeyFromHeaders(ids[0], rateHeaders(50, 0)))
 		p.MarkKeyExhausted(ids[1], time.Minute)
 		p.MarkKeyDead(ids[2], keypool.ReasonSpent)
-		lease := acquire(t, p, keypool.Demand{Class: opus, Input: 1000, MaxTokens: 100}) // the only high one
+		lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 4_000, MaxTokens: 100}) // the only high one
 		p.MarkKeyForbidden(ids[3], opus, "", true)
 
 		stats := p.GetStats()
@@ -41,7 +41,7 @@ func TestGetStats(t *testing.T) {
 		assert.Zero(t, plain.InFlight)
 		assert.Equal(t, opus, busy.Class)
 		assert.Equal(t, ratelimit.Limits{RPM: 150, ITPM: 90_000, OTPM: 24_000}, busy.Limits, "nor the forbidden one")
-		assert.Equal(t, ratelimit.Limits{RPM: 149, ITPM: 89_000, OTPM: 23_900}, busy.Remaining)
+		assert.Equal(t, ratelimit.Limits{RPM: 149, ITPM: 89_000, OTPM: 24_000}, busy.Remaining)
 		assert.Equal(t, 1, busy.InFlight)
 
 		assert.Equal(t, plain.Keys, p.Keys())
@@ -65,7 +65,7 @@ func TestGetStats(t *testing.T) {
 			assert.True(t, want.Until.Equal(got.Until), "key %d: got %s, want %s", i, got.Until, want.Until)
 		}
 		assert.Equal(t, [4]int{1, 1, 2, 7}, [4]int{busy.Keys[0].Priority, busy.Keys[0].Weight, busy.Keys[4].Priority, busy.Keys[4].Weight})
-		lease.Settle(ratelimit.Tokens{})
+		lease.Settle(keypool.Usage{})
 		assert.Zero(t, p.GetStats().Classes[1].InFlight)
 	})
 }
@@ -75,7 +75,7 @@ func TestHeadroom(t *testing.T) {
 		keys := []keypool.KeyConfig{keyOf(0, 10, 1000, 100), keyOf(1, 0, 0, 0)}
 		p := newPool(t, "", keys...)
 		for i := range 2 { // one each
-			acquire(t, p, keypool.Demand{Class: opus, Input: 100, MaxTokens: 40, Exclude: []string{keys[i].ID()}})
+			acquire(t, p, keypool.Demand{Class: opus, Bytes: 400, MaxTokens: 40, Exclude: []string{keys[i].ID()}})
 		}
 		assert.InDelta(t, 0.6, of(t, p, opus, keys[0].ID()).Headroom, 1e-9, "60 of 100 output tokens")
 		assert.InDelta(t, 0.3, of(t, p, opus, keys[1].ID()).Headroom, 1e-9, "0.5 − 0.2 for one in flight")

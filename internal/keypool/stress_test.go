@@ -27,7 +27,7 @@ func TestStressAddsUp(t *testing.T) {
 		p := newPool(t, keypool.StrategyLeastLoaded, keys...)
 		var granted, refusals, plain, input, output atomic.Int64
 		turn := func(r *rand.Rand) {
-			d := keypool.Demand{Class: opus, Input: r.IntN(2000), MaxTokens: r.IntN(600), Conversation: uint64(r.IntN(50))}
+			d := keypool.Demand{Class: opus, Bytes: 4 * r.IntN(2000), MaxTokens: r.IntN(600), Conversation: uint64(r.IntN(50))}
 			if r.IntN(3) == 0 {
 				d.Exclude = []string{ids[r.IntN(len(ids))]}
 			}
@@ -37,7 +37,7 @@ func TestStressAddsUp(t *testing.T) {
 				return
 			}
 			granted.Add(1)
-			used := ratelimit.Tokens{Input: r.IntN(3000), Output: r.IntN(1000)}
+			used := keypool.Usage{Input: r.IntN(3000), Output: r.IntN(1000)}
 			input.Add(int64(used.Input))
 			output.Add(int64(used.Output))
 			var wg sync.WaitGroup // stream's end and client's leaving race for the settlement
@@ -46,7 +46,7 @@ func TestStressAddsUp(t *testing.T) {
 			}
 			wg.Wait()
 			lease.Succeeded()
-			lease.Settle(ratelimit.Tokens{Input: 1 << 30})
+			lease.Settle(keypool.Usage{Input: 1 << 30})
 		}
 		other := []func(*rand.Rand){
 			turn, turn, turn, turn, turn, turn,

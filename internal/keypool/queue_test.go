@@ -1,0 +1,364 @@
+package keypool_test
+
+import (
+	"context"
+	"fmt"
+	"net/http"
+	"slices"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/keypool"
+)
+
+// queue is a pool with one key, empty, of 1,000 input tokens a second, and requests
+// that wait for it.
+type queue struct {
+	*testing.T
+	pool   *keypool.KeyPool
+	key    keypool.KeyConfig
+	start  time.Time
+	served []string // names and when, in order
+}
+
+const margin = 600 // tokens above its prompt that a request needs of a large bucket
+
+func newQueue(t *testing.T, maxWait time.Duration) *queue {
+	q := &queue{T: t, key: keyOf(0, plenty, 60_000, plenty), start: time.Now()}
+	p, err := keypool.NewKeyPool("test", keypool.PoolConfig{Keys: []keypool.KeyConfig{q.key}, MaxWait: &maxWait})
+	require.NoError(t, err)
+	q.pool = p
+	q.empty()
+	return q
+}
+
+func (q *queue) empty() {
+	require.NoError(q, q.pool.UpdateClassFromHeaders(q.key.ID(), opus, rateHeaders(plenty, plenty, 60_000, 0)))
+}
+
+// ask has a request of a client wait from now on. It returns once it waits.
+func (q *queue) ask(ctx context.Context, name string, d keypool.Demand) {
+	d.Class = opus
+	go func() {
+		lease, err := q.pool.Acquire(ctx, d)
+		took := time.Since(q.start).Round(time.Millisecond)
+		if err != nil {
+			q.served = append(q.served, fmt.Sprintf("%s refused %s", name, took))
+			return
+		}
+		q.served = append(q.served, fmt.Sprintf("%s %s", name, took))
+		lease.Settle(keypool.Usage{Input: lease.Held().Input, Partial: true}) // which teaches nothing
+	}()
+	synctest.Wait()
+}
+
+// end waits until all are served, and checks that nothing is left.
+func (q *queue) end(want ...string) {
+	time.Sleep(time.Minute)
+	synctest.Wait()
+	assert.Equal(q, want, q.served)
+	assert.Zero(q, keypool.InnerOf(q.pool), "left over")
+}
+
+func of1000(client string) keypool.Demand { return keypool.Demand{Client: client, Bytes: 4000} }
+
+func TestRequestsWaitInTurn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 10*time.Second)
+		q.ask(t.Context(), "large", keypool.Demand{Bytes: 4 * 3400})
+		for i := range 3 {
+			time.Sleep(time.Millisecond)
+			q.ask(t.Context(), fmt.Sprint("small-", i), keypool.Demand{Bytes: 4})
+		}
+		q.end("large 4s", "small-0 4.001s", "small-1 4.002s", "small-2 4.003s")
+	})
+}
+
+func TestANewRequestDoesNotOvertake(t *testing.T) {
+	for name, d := range map[string]keypool.Demand{"the same client's": of1000(""), "another's": of1000("b")} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := newQueue(t, 10*time.Second)
+				q.ask(t.Context(), "first", keypool.Demand{Bytes: 4 * 3000})
+				time.Sleep(1600 * time.Millisecond) // enough for the second alone
+				q.ask(t.Context(), "second", d)
+				q.end("first 3.6s", "second 4.6s")
+			})
+		})
+	}
+}
+
+// A request whose prompt is mostly cached keeps a session alive with a few tokens.
+func TestWarmRequestsOvertakeColdOnes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 10*time.Second)
+		time.Sleep(time.Minute)
+		turn(t, q.pool, talk(1, 80_000))
+		q.start = time.Now()
+		q.empty()
+		q.ask(t.Context(), "cold", keypool.Demand{Bytes: 4 * 3400})
+		time.Sleep(time.Second)
+		q.ask(t.Context(), "warm", talk(1, 84_000))
+		q.end("warm 1.6s", "cold 5s")
+	})
+}
+
+// One client that asks without end must not keep the others out: whoever waits has
+// at most one more request of each client before it.
+func TestClientsTakeTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 30*time.Second)
+		for i := range 6 {
+			time.Sleep(time.Millisecond)
+			q.ask(t.Context(), fmt.Sprint("flood-", i), of1000("flood"))
+		}
+		time.Sleep(4 * time.Millisecond)
+		q.ask(t.Context(), "b-0", of1000("b"))
+		q.ask(t.Context(), "c-0", of1000("c"))
+		q.ask(t.Context(), "b-1", of1000("b"))
+		time.Sleep(5 * time.Second)
+		q.ask(t.Context(), "b-2", of1000("b"))
+		q.ask(t.Context(), "d-0", of1000("d"))
+		time.Sleep(time.Minute)
+		var order []string
+		for _, s := range q.served {
+			order = append(order, s[:len("flood-0")][:max(3, len(s)-len(s)+slices.Index([]byte(s), ' '))])
+		}
+		assert.Equal(t, []string{"flood-0", "b-0", "c-0", "flood-1", "b-1", "d-0", "flood-2", "b-2", "flood-3", "flood-4", "flood-5"}, order)
+		assert.Zero(t, keypool.InnerOf(q.pool))
+	})
+}
+
+// A client that comes back as soon as it was served is one client still.
+func TestAClientThatComesBackDoesNotStarveAFlood(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 50*time.Second)
+		for i := range 5 {
+			q.ask(t.Context(), fmt.Sprint("flood-", i), of1000("flood"))
+		}
+		for i := range 20 {
+			client := fmt.Sprint("c", i%2)
+			go func() {
+				for range 3 {
+					d := of1000(client)
+					d.Class = opus
+					lease, err := q.pool.Acquire(t.Context(), d)
+					if err == nil {
+						lease.Settle(keypool.Usage{Input: 1000})
+					}
+				}
+			}()
+			synctest.Wait()
+		}
+		time.Sleep(15 * time.Second)
+		assert.GreaterOrEqual(t, len(q.served), 5, "of three clients each has a third: %v", q.served)
+		time.Sleep(time.Minute)
+	})
+}
+
+func TestAClientThatLeavesFreesItsPlace(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 10*time.Second)
+		ctx, leave := context.WithCancel(t.Context())
+		q.ask(ctx, "first", keypool.Demand{Bytes: 4 * 3000})
+		q.ask(t.Context(), "second", of1000(""))
+		q.ask(t.Context(), "third", of1000(""))
+		time.Sleep(500 * time.Millisecond)
+		leave()
+		q.end("first refused 500ms", "second 1.6s", "third 2.6s")
+	})
+}
+
+func TestLeavingAndTimeoutsReturnTheContextsError(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 10*time.Second)
+		ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+		defer cancel()
+		_, err := q.pool.Acquire(ctx, keypool.Demand{Class: opus, Bytes: 4000})
+		require.ErrorIs(t, err, context.DeadlineExceeded)
+		require.NotErrorIs(t, err, keypool.ErrAllKeysExhausted)
+		assert.Equal(t, 300*time.Millisecond, time.Since(q.start))
+		assert.Zero(t, keypool.InnerOf(q.pool))
+		assert.Equal(t, 300, of(t, q.pool, opus, q.key.ID()).Remaining.ITPM, "nothing was taken")
+	})
+}
+
+// What comes back is given out at once, not when it would have refilled.
+func TestWhoWaitsIsWoken(t *testing.T) {
+	for _, tc := range []struct {
+		name string
+		do   func(q *queue, lease keypool.Lease)
+		want []string
+	}{
+		{"by an answer that shows more", func(_ *queue, lease keypool.Lease) {
+			lease.Answered(http.StatusOK, rateHeaders(plenty, plenty, 60_000, 30_000))
+		}, []string{"first 1s", "second 1s"}},
+		{"by a request that was not admitted", func(_ *queue, lease keypool.Lease) { lease.Settle(keypool.Usage{}) },
+			[]string{"first 1s", "second 1s"}},
+		{"by one that took less", func(_ *queue, lease keypool.Lease) {
+			lease.Settle(keypool.Usage{Input: 1, Partial: true})
+		}, []string{"first 1s", "second 1s"}},
+		{"by nothing", func(*queue, keypool.Lease) {}, []string{"first 5.6s", "second 6.6s"}},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := newQueue(t, 30*time.Second)
+				time.Sleep(time.Minute)
+				lease := acquire(t, q.pool, keypool.Demand{Class: opus, Bytes: 4 * 40_000})
+				require.NoError(t, q.pool.UpdateClassFromHeaders(q.key.ID(), opus, rateHeaders(plenty, plenty, 60_000, 0)))
+				q.start = time.Now()
+				q.ask(t.Context(), "first", keypool.Demand{Bytes: 4 * 5000})
+				q.ask(t.Context(), "second", of1000(""))
+				time.Sleep(time.Second)
+				tc.do(q, lease)
+				time.Sleep(time.Minute)
+				assert.Equal(t, tc.want, q.served)
+			})
+		})
+	}
+}
+
+// A key that serves again is seen at once by those who wait for another.
+func TestWhoWaitsIsWokenByAKeyThatServesAgain(t *testing.T) {
+	for name, back := range map[string]func(p *keypool.KeyPool, id string, probe keypool.Lease){
+		"an answer to a later request": func(_ *keypool.KeyPool, _ string, probe keypool.Lease) { probe.Answered(200, nil) },
+		"the operator":                 func(p *keypool.KeyPool, id string, _ keypool.Lease) { _ = p.Release(id) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := newQueue(t, 10*time.Second)
+				time.Sleep(time.Minute)
+				first := acquire(t, q.pool, of1000Class())
+				later := acquire(t, q.pool, of1000Class())
+				first.Limited(9 * time.Second)
+				first.Settle(keypool.Usage{})
+				p := q.pool
+				p.MarkClassExhausted(q.key.ID(), opus, 9*time.Second)
+				q.start = time.Now()
+				q.ask(t.Context(), "waits", of1000(""))
+				time.Sleep(300 * time.Millisecond)
+				back(p, q.key.ID(), later)
+				synctest.Wait()
+				later.Settle(keypool.Usage{Input: 1000})
+				time.Sleep(time.Minute)
+				require.Len(t, q.served, 1)
+			})
+		})
+	}
+}
+
+func of1000Class() keypool.Demand { return keypool.Demand{Class: opus, Bytes: 4000} }
+
+// All waits of one request add up, on however many pools and keys.
+func TestOneBudget(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 3*time.Second)
+		d := keypool.Demand{Class: opus, Bytes: 4 * 1400, Arrived: time.Now()}
+		first, err := q.pool.Acquire(t.Context(), d)
+		require.NoError(t, err)
+		assert.Equal(t, 2*time.Second, time.Since(q.start))
+		first.Settle(keypool.Usage{Input: 1400})
+		d.Bytes = 4
+		_, err = q.pool.Acquire(t.Context(), d)
+		require.NoError(t, err, "1 ms is left of it")
+		d.Bytes = 4 * 1001
+		got := refused(t, q.pool, d)
+		assert.Equal(t, 1001*time.Millisecond, got.RetryAfter.Round(time.Millisecond))
+		assert.Equal(t, 2001*time.Millisecond, time.Since(q.start).Round(time.Millisecond), "at once: it cannot be served in time")
+		d.Arrived = time.Time{}
+		_, err = q.pool.Acquire(t.Context(), d)
+		require.NoError(t, err, "another request has its own")
+	})
+}
+
+// A request that may be served by another provider does not wait for a cold key.
+func TestOnlyHome(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 10*time.Second)
+		time.Sleep(time.Minute)
+		turn(t, q.pool, talk(1, 80_000))
+		q.empty()
+		q.start = time.Now()
+		d := talk(2, 84_000)
+		d.OnlyHome = true
+		assert.Equal(t, 21_600*time.Millisecond, refused(t, q.pool, d).RetryAfter.Round(time.Millisecond))
+		assert.Zero(t, time.Since(q.start))
+		d = talk(1, 84_000)
+		d.OnlyHome = true
+		acquire(t, q.pool, d)
+		assert.Equal(t, 1600*time.Millisecond, time.Since(q.start))
+	})
+}
+
+func TestTheQueueIsBounded(t *testing.T) {
+	for name, tc := range map[string]struct{ bytes, fit int }{
+		"by number": {4, 1000},
+		"by memory": {4 << 20, 64},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := patient(t, "", keyOf(0, plenty, plenty, plenty))
+				p.MarkKeyExhausted(p.Keys()[0].ID, 2*time.Second)
+				d := keypool.Demand{Class: opus, Bytes: tc.bytes}
+				turns := make([]keypool.Turn, tc.fit)
+				for i := range turns {
+					_, wait, err := p.AcquireAt(time.Now(), d, &turns[i])
+					require.NoError(t, err)
+					require.Equal(t, 2*time.Second, wait)
+				}
+				from := time.Now()
+				assert.Equal(t, 2*time.Second, refused(t, p, d).RetryAfter)
+				assert.Zero(t, time.Since(from), "at once")
+				_, wait, err := p.AcquireAt(time.Now(), d, &turns[5])
+				require.NoError(t, err, "who has a place keeps it")
+				assert.Equal(t, 2*time.Second, wait)
+				p.Leave(&turns[5])
+				p.Leave(&turns[5])
+				_, _, err = p.AcquireAt(time.Now(), d, &turns[5])
+				require.NoError(t, err, "a place that was left is free")
+				for i := range turns {
+					p.Leave(&turns[i])
+				}
+				assert.Zero(t, keypool.InnerOf(p))
+			})
+		})
+	}
+}
+
+// While no cold request finds a free key for long, most waiting is in vain.
+func TestWaitsGetShorterInACrowd(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 3*time.Second)
+		d := keypool.Demand{Class: opus, Bytes: 4 * 10_000}
+		wait := func(limit time.Duration) bool { // may it wait this long?
+			q.empty()
+			need := int(limit.Seconds()*1000) - margin
+			_, got, err := q.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * need}, new(keypool.Turn))
+			return err == nil && got > 0
+		}
+		var first keypool.Turn
+		_ = first
+		require.True(t, wait(2900*time.Millisecond))
+		for range 4 {
+			time.Sleep(time.Second)
+			q.empty()
+			_ = refused(t, q.pool, d)
+		}
+		q2 := newQueue(t, 3*time.Second)
+		for range 5 {
+			q2.empty()
+			_ = refused(t, q2.pool, d)
+			time.Sleep(time.Second)
+		}
+		q2.empty()
+		_, _, err := q2.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * 500}, new(keypool.Turn))
+		require.Error(t, err, "1.1 s is more than a third")
+		_, got, err := q2.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * 300}, new(keypool.Turn))
+		require.NoError(t, err)
+		assert.Equal(t, 900*time.Millisecond, got)
+	})
+}
