@@ -1,17 +1,17 @@
 package provider
 
 import (
-	"bytes"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
 	"os"
 	"time"
+
+	"cc-relay/internal/http1"
 )
 
 // Defaults of Config's durations.
@@ -57,115 +57,86 @@ func (e *ConnectError) Unwrap() error { return e.err }
 
 // NewTransport returns a transport for cfg's upstream: certificates always
 // verified, connections kept, no proxy from the environment, nothing unpacked on
-// the way, redirects left to the caller. What fails before a connection stands is
-// a *ConnectError. Error: a CA file that cannot be used; the system's roots are
+// the way, redirects left to the caller. It speaks HTTP/1.1; with a server that
+// accepts HTTP/2 only, net/http speaks that. What fails before a connection stands
+// is a *ConnectError. Error: a CA file that cannot be used; the system's roots are
 // never a substitute for it.
-func NewTransport(cfg Config) (*http.Transport, error) {
+func NewTransport(cfg Config) (*http1.Transport, error) {
 	cfg = cfg.WithDefaults()
-	tlsConfig := &tls.Config{
+	roots, err := rootCAs(cfg)
+	if err != nil {
+		return nil, err
+	}
+	d := &dialer{Dialer: net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}}
+	http1TLS, anyTLS := newTLS(roots, "http/1.1"), newTLS(roots, "h2", "http/1.1")
+	return http1.NewTransport(http1.Config{
+		Dial: func(ctx context.Context, scheme, addr string) (net.Conn, error) {
+			if scheme == "https" {
+				return d.dialTLS(ctx, addr, http1TLS)
+			}
+			return d.dial(ctx, "tcp", addr)
+		},
+		Fallback: &http.Transport{
+			DialContext: d.dial,
+			DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
+				return d.dialTLS(ctx, addr, anyTLS)
+			},
+			TLSClientConfig:        anyTLS,
+			ForceAttemptHTTP2:      true,
+			DisableCompression:     true,
+			MaxIdleConnsPerHost:    512, // the default of 2 means a handshake for nearly every request
+			IdleConnTimeout:        90 * time.Second,
+			MaxResponseHeaderBytes: 64 << 10,
+			// Requests share an HTTP/2 connection; one whose path has died silently
+			// would take each new one with it until TCP gives up.
+			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
+		},
+	}), nil
+}
+
+// rootCAs is the pool of the CA file, nil for the system's.
+func rootCAs(cfg Config) (*x509.CertPool, error) {
+	if cfg.CAFile == "" {
+		return nil, nil
+	}
+	pem, err := os.ReadFile(cfg.CAFile)
+	if err != nil {
+		return nil, fmt.Errorf("provider %s: ca_file: %w", cfg.Name, err)
+	}
+	roots := x509.NewCertPool()
+	if !roots.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("provider %s: ca_file %s holds no PEM certificate", cfg.Name, cfg.CAFile)
+	}
+	return roots, nil
+}
+
+func newTLS(roots *x509.CertPool, protocols ...string) *tls.Config {
+	return &tls.Config{
+		RootCAs:            roots,
 		MinVersion:         tls.VersionTLS12,
-		NextProtos:         []string{"h2", "http/1.1"},
+		NextProtos:         protocols,
 		ClientSessionCache: tls.NewLRUClientSessionCache(64),
 	}
-	if cfg.CAFile != "" {
-		pem, err := os.ReadFile(cfg.CAFile)
-		if err != nil {
-			return nil, fmt.Errorf("provider %s: ca_file: %w", cfg.Name, err)
-		}
-		tlsConfig.RootCAs = x509.NewCertPool()
-		if !tlsConfig.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("provider %s: ca_file %s holds no PEM certificate", cfg.Name, cfg.CAFile)
-		}
-	}
-	dialer := &net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}
-	return &http.Transport{
-		DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			conn, err := dialer.DialContext(ctx, network, addr)
-			if err != nil {
-				return nil, &ConnectError{err}
-			}
-			if tcp, ok := conn.(*net.TCPConn); ok {
-				return &bodyConn{TCPConn: tcp}, nil
-			}
-			return conn, nil
-		},
-		DialTLSContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
-			return dialTLS(ctx, dialer, tlsConfig, network, addr, cfg.DialTimeout)
-		},
-		TLSClientConfig:        tlsConfig,
-		ForceAttemptHTTP2:      true,
-		DisableCompression:     true,
-		MaxIdleConnsPerHost:    512, // the default of 2 means a handshake for nearly every request
-		IdleConnTimeout:        90 * time.Second,
-		MaxResponseHeaderBytes: 64 << 10,
-		// Requests share an HTTP/2 connection; one whose path has died silently
-		// would take each new one with it until TCP gives up.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
-	}, nil
 }
 
-// bodyConn writes the headers of a request and a body that is in memory in one
-// system call. The transport would send the headers by themselves and copy the
-// body through a buffer of 32 KiB: a tenth of what a 200 KB request costs. Like
-// any connection of a transport it has one writer at a time.
-type bodyConn struct {
-	*net.TCPConn
-	head []byte // headers that wait for their body
-}
+// dialer reports what fails as a *ConnectError.
+type dialer struct{ net.Dialer }
 
-// Write holds back the headers of a POST that come without a body: it follows.
-func (c *bodyConn) Write(p []byte) (int, error) {
-	if len(c.head) == 0 && bytes.HasPrefix(p, postPrefix) && bytes.Index(p, headEnd) == len(p)-len(headEnd) {
-		c.head = append(c.head, p...)
-		return len(p), nil
-	}
-	return c.writeAll(p)
-}
-
-var (
-	postPrefix = []byte("POST ")
-	headEnd    = []byte("\r\n\r\n")
-)
-
-// writeAll writes what was held back, and p.
-func (c *bodyConn) writeAll(p []byte) (int, error) {
-	if len(c.head) == 0 {
-		return c.TCPConn.Write(p)
-	}
-	held := len(c.head)
-	n, err := (&net.Buffers{c.head, p}).WriteTo(c.TCPConn)
-	c.head = c.head[:0]
-	return max(0, int(n)-held), err
-}
-
-// ReadFrom implements io.ReaderFrom, which the transport uses for bodies.
-func (c *bodyConn) ReadFrom(r io.Reader) (int64, error) {
-	if limited, ok := r.(*io.LimitedReader); ok {
-		if body, ok := limited.R.(InMemory); ok && body.Remaining() == limited.N {
-			n, err := body.WriteTo(writerFunc(c.writeAll))
-			limited.N -= n
-			return n, err
-		}
-	}
-	return io.Copy(writerFunc(c.writeAll), r)
-}
-
-type writerFunc func([]byte) (int, error)
-
-func (f writerFunc) Write(p []byte) (int, error) { return f(p) }
-
-// InMemory is a body that can be written whole. Remaining is what WriteTo would write, in bytes.
-type InMemory interface {
-	io.WriterTo
-	Remaining() int64
-}
-
-func dialTLS(ctx context.Context, d *net.Dialer, cfg *tls.Config, network, addr string, timeout time.Duration) (net.Conn, error) {
-	ctx, cancel := context.WithTimeout(ctx, timeout)
-	defer cancel()
-	raw, err := d.DialContext(ctx, network, addr)
+func (d *dialer) dial(ctx context.Context, network, addr string) (net.Conn, error) {
+	conn, err := d.DialContext(ctx, network, addr)
 	if err != nil {
 		return nil, &ConnectError{err}
+	}
+	return conn, nil
+}
+
+// dialTLS keeps connect and handshake together within the dialer's timeout.
+func (d *dialer) dialTLS(ctx context.Context, addr string, cfg *tls.Config) (net.Conn, error) {
+	ctx, cancel := context.WithTimeout(ctx, d.Timeout)
+	defer cancel()
+	raw, err := d.dial(ctx, "tcp", addr)
+	if err != nil {
+		return nil, err
 	}
 	host, _, err := net.SplitHostPort(addr)
 	if err != nil {
@@ -175,7 +146,18 @@ func dialTLS(ctx context.Context, d *net.Dialer, cfg *tls.Config, network, addr 
 	own.ServerName = host
 	conn := tls.Client(raw, own)
 	if err := conn.HandshakeContext(ctx); err != nil {
+		if refusesProtocols(err) {
+			err = fmt.Errorf("%w: %w", http1.ErrNoHTTP1, err)
+		}
 		return nil, &ConnectError{errors.Join(err, raw.Close())}
 	}
 	return conn, nil
+}
+
+// refusesProtocols reports whether the server ended the handshake because it
+// speaks none of the offered protocols. crypto/tls has no name for the alert that
+// says so. Source: https://www.rfc-editor.org/rfc/rfc7301#section-3.2.
+func refusesProtocols(err error) bool {
+	remote, ok := errors.AsType[*net.OpError](err)
+	return ok && remote.Op == "remote error" && remote.Err.Error() == "tls: no application protocol"
 }

@@ -12,6 +12,7 @@ import (
 	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -20,6 +21,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
+	"cc-relay/internal/http1"
 	"cc-relay/internal/provider"
 )
 
@@ -27,7 +29,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func sprint(format string, v any) string { return fmt.Sprintf(format, v) }
 
-func newTransport(t *testing.T, cfg provider.Config) *http.Transport {
+func newTransport(t *testing.T, cfg provider.Config) *http1.Transport {
 	t.Helper()
 	tr, err := provider.NewTransport(cfg)
 	require.NoError(t, err)
@@ -46,13 +48,33 @@ func get(t *testing.T, rt http.RoundTripper, url string) (*http.Response, error)
 	return resp, err
 }
 
-// tlsServer is a server with a certificate of its own, and the file to trust it by.
-func tlsServer(t *testing.T, h2 bool) (url, caFile string) {
+// protocols are what a server speaks over TLS.
+type protocols int
+
+const (
+	http1Only protocols = iota
+	http2Only
+	both
+)
+
+// tlsServer is a server with a certificate of its own, and the file to trust it
+// by. It answers with its protocol and whether the handshake was a short one.
+func tlsServer(t *testing.T, speaks protocols) (url, caFile string) {
 	t.Helper()
 	srv := httptest.NewUnstartedServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		_, _ = io.WriteString(w, r.Proto)
+		b, _ := io.ReadAll(r.Body)
+		_, _ = fmt.Fprint(w, r.Proto, " ", r.TLS.DidResume, " ", string(b))
 	}))
-	srv.EnableHTTP2 = h2
+	srv.EnableHTTP2 = speaks != http1Only
+	if speaks == http2Only {
+		srv.TLS = &tls.Config{GetConfigForClient: func(hello *tls.ClientHelloInfo) (*tls.Config, error) {
+			cfg := srv.TLS.Clone()
+			if !slices.Contains(hello.SupportedProtos, "h2") {
+				cfg.NextProtos = []string{"other"} // with h2 alone, Go would let HTTP/1.1 in
+			}
+			return cfg, nil
+		}}
+	}
 	srv.Config.ErrorLog = quietLog()
 	srv.StartTLS()
 	t.Cleanup(srv.Close)
@@ -62,27 +84,60 @@ func tlsServer(t *testing.T, h2 bool) (url, caFile string) {
 	return srv.URL, caFile
 }
 
-func TestTransportTrustsOnlyWhatItIsTold(t *testing.T) {
-	for _, h2 := range []bool{true, false} {
-		url, caFile := tlsServer(t, h2)
-		t.Run(fmt.Sprintf("trusted, h2=%t", h2), func(t *testing.T) {
+// post sends a body in memory and returns the answer.
+func post(t *testing.T, rt http.RoundTripper, url string) string {
+	t.Helper()
+	req, err := http.NewRequestWithContext(t.Context(), "POST", url, strings.NewReader("body"))
+	require.NoError(t, err)
+	resp, err := rt.RoundTrip(req)
+	require.NoError(t, err)
+	b, err := io.ReadAll(resp.Body)
+	require.NoError(t, err)
+	require.NoError(t, resp.Body.Close())
+	return string(b)
+}
+
+// HTTP/1.1 is spoken wherever it is understood, and HTTP/2 where nothing else is.
+func TestTransportSpeaksWhatTheServerDoes(t *testing.T) {
+	for name, tt := range map[string]struct {
+		speaks protocols
+		want   string
+	}{
+		"HTTP/1.1": {http1Only, "HTTP/1.1"},
+		"HTTP/2":   {http2Only, "HTTP/2.0"},
+		"both":     {both, "HTTP/1.1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			url, caFile := tlsServer(t, tt.speaks)
 			tr := newTransport(t, provider.Config{CAFile: caFile})
-			resp, err := get(t, tr, url)
-			require.NoError(t, err)
-			proto, err := io.ReadAll(resp.Body)
-			require.NoError(t, err)
-			assert.Equal(t, map[bool]string{true: "HTTP/2.0", false: "HTTP/1.1"}[h2], string(proto))
+			for range 3 {
+				assert.Equal(t, tt.want+" false body", post(t, tr, url))
+			}
+			// The next connection is made with a short handshake.
+			tr.CloseIdleConnections()
+			assert.Equal(t, tt.want+" true body", post(t, tr, url))
 			tr.CloseIdleConnections()
 		})
-		t.Run(fmt.Sprintf("unknown authority, h2=%t", h2), func(t *testing.T) {
+	}
+}
+
+func TestTransportTrustsOnlyWhatItIsTold(t *testing.T) {
+	for name, speaks := range map[string]protocols{"HTTP/1.1": http1Only, "HTTP/2": http2Only} {
+		url, caFile := tlsServer(t, speaks)
+		t.Run("unknown authority, "+name, func(t *testing.T) {
 			_, err := get(t, newTransport(t, provider.Config{}), url)
-			requireConnectError(t, err, "x509")
+			requireConnectError(t, err, "")
 		})
-		t.Run(fmt.Sprintf("another name, h2=%t", h2), func(t *testing.T) {
+		t.Run("another name, "+name, func(t *testing.T) {
 			_, err := get(t, newTransport(t, provider.Config{CAFile: caFile}), strings.Replace(url, "127.0.0.1", "127.0.0.2", 1))
 			requireConnectError(t, err, "")
 		})
 	}
+	t.Run("what is wrong is said", func(t *testing.T) {
+		url, _ := tlsServer(t, both)
+		_, err := get(t, newTransport(t, provider.Config{}), url)
+		requireConnectError(t, err, "x509")
+	})
 	t.Run("TLS 1.1", func(t *testing.T) {
 		srv := httptest.NewUnstartedServer(http.NotFoundHandler())
 		srv.TLS = &tls.Config{MinVersion: tls.VersionTLS10, MaxVersion: tls.VersionTLS11}
@@ -155,7 +210,18 @@ func TestTransportIgnoresProxyVariables(t *testing.T) {
 	for _, name := range []string{"HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "http_proxy", "https_proxy"} {
 		t.Setenv(name, "http://127.0.0.1:1")
 	}
-	assert.Nil(t, newTransport(t, provider.Config{}).Proxy)
+	tr := newTransport(t, provider.Config{})
+	for name, body := range map[string]io.Reader{"in memory": nil, "not in memory": io.NopCloser(strings.NewReader("body"))} {
+		for _, scheme := range []string{"http", "https"} {
+			t.Run(scheme+", "+name, func(t *testing.T) {
+				req, err := http.NewRequestWithContext(t.Context(), "POST", scheme+"://no-such-host.invalid", body)
+				require.NoError(t, err)
+				_, err = tr.RoundTrip(req)
+				requireConnectError(t, err, "no-such-host.invalid")
+				assert.NotContains(t, err.Error(), "127.0.0.1:1", "the proxy was asked")
+			})
+		}
+	}
 }
 
 func TestTransportNeitherFollowsNorUnpacks(t *testing.T) {
@@ -174,50 +240,6 @@ func TestTransportNeitherFollowsNorUnpacks(t *testing.T) {
 	assert.Equal(t, http.StatusTemporaryRedirect, resp.StatusCode)
 	assert.Equal(t, "\x1f\x8b raw", string(body))
 	assert.Empty(t, resp.Header.Get("X-Asked"), "the transport asks for no encoding by itself")
-}
-
-// inMemory is a body that counts how it is read.
-type inMemory struct {
-	*strings.Reader
-	remaining int64
-	pieces    int
-}
-
-func (b *inMemory) Read(p []byte) (int, error) {
-	b.pieces++
-	return b.Reader.Read(p)
-}
-
-func (b *inMemory) Remaining() int64 { return b.remaining }
-func (b *inMemory) Close() error     { return nil }
-
-func TestBodiesInMemoryAreWrittenWhole(t *testing.T) {
-	var got string
-	srv := httptest.NewServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
-		b, err := io.ReadAll(r.Body)
-		got = fmt.Sprint(string(b), err)
-	}))
-	t.Cleanup(srv.Close)
-	text := strings.Repeat("body ", 50_000)
-	for name, tt := range map[string]struct {
-		remaining int64
-		whole     bool
-	}{
-		"whole": {int64(len(text)), true},
-		"a body that has more than the request says": {int64(len(text)) + 1, false},
-	} {
-		t.Run(name, func(t *testing.T) {
-			body := &inMemory{Reader: strings.NewReader(text), remaining: tt.remaining}
-			req, err := http.NewRequestWithContext(t.Context(), "POST", srv.URL, body)
-			require.NoError(t, err)
-			req.ContentLength = int64(len(text))
-			resp, err := newTransport(t, provider.Config{}).RoundTrip(req)
-			require.NoError(t, err)
-			_ = resp.Body.Close()
-			assert.Equal(t, text+"<nil>", got)
-			assert.Equal(t, tt.whole, body.pieces == 0, "reads: %d", body.pieces)
-		})
-	}
 }
 
 func quietLog() *log.Logger { return log.New(io.Discard, "", 0) }
