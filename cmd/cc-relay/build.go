@@ -30,6 +30,10 @@ func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
 		}
 		upstreams = append(upstreams, up)
 	}
+	classes, err := keypool.NewClasses(cfg.Classes)
+	if err != nil {
+		return nil, err
+	}
 	routes, err := router.New(cfg.Routing.Strategy, upstreams)
 	if err != nil {
 		return nil, err
@@ -38,6 +42,7 @@ func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
 		Config:  proxy.Config{MaxBodyBytes: cfg.Server.MaxBodyBytes, HideRelay: !cfg.Server.Expose},
 		Clients: clients,
 		Router:  routes,
+		Classes: classes,
 		Secrets: secrets(cfg),
 	}, nil
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"cmp"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 	"time"
@@ -37,6 +39,7 @@ type demo struct {
 	length  time.Duration // of the load; 0: demoLength, and the relay serves on
 	json    bool
 	verbose bool
+	policy  string // a strategy to choose keys by, without affinity; "": the relay's own way
 
 	stdout, stderr io.Writer
 }
@@ -61,6 +64,7 @@ func demoCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVar(&d.listen, "listen", config.Default().Server.Listen, "loopback address to serve on")
 	cmd.Flags().DurationVar(&d.length, "for", 0, "length of the load, such as 20s; then end instead of serving on")
+	cmd.Flags().StringVar(&d.policy, "policy", "", "to compare: choose keys by this strategy alone and leave the prompt cache to chance\n("+strings.Join(keypool.Strategies(), ", ")+")")
 	cmd.Flags().BoolVar(&d.json, "json", false, "print one JSON object instead of the summary")
 	cmd.Flags().BoolVar(&d.verbose, "verbose", false, "log the relay's warnings to standard error")
 	return cmd
@@ -78,7 +82,7 @@ func (d *demo) run(ctx context.Context) error {
 		log, flush = newLogger(config.Logging{Level: "warn", Format: "console"}, d.stderr)
 	}
 	defer flush()
-	cfg, err := demoConfig(d.listen, up.url, keypool.StrategyLeastLoaded)
+	cfg, err := demoConfig(d.listen, up.url, d.policy)
 	if err != nil {
 		return err
 	}
@@ -115,6 +119,9 @@ func (d *demo) drive(ctx context.Context, r *relay, up *demoUpstream, pool *keyp
 		v.out = d.stdout
 	}
 	v.say("relay on http://%s, three simulated keys behind it, %s of agent sessions", r.addr(), length)
+	if d.policy != "" {
+		v.say("keys are chosen by %s alone; without --policy each conversation keeps its cache", d.policy)
+	}
 	l := newDemoLoad("http://"+r.addr(), length)
 	aside, done := context.WithCancel(ctx)
 	var wg sync.WaitGroup
@@ -125,6 +132,7 @@ func (d *demo) drive(ctx context.Context, r *relay, up *demoUpstream, pool *keyp
 	done()
 	wg.Wait()
 	res := l.result(up)
+	res.Policy = d.policy
 	if d.json {
 		return errors.Join(scriptErr, json.NewEncoder(d.stdout).Encode(res))
 	}
@@ -151,11 +159,14 @@ func (d *demo) serveOn(ctx context.Context, r *relay) error {
 }
 
 // demoConfig is a pool of all keys of the simulated provider. Their limits are
-// left for the relay to learn.
+// left for the relay to learn. A policy is a strategy to choose keys by alone.
 func demoConfig(listen, upstream, policy string) (*config.Config, error) {
 	p := config.Provider{
 		Config: provider.Config{Name: "simulator", BaseURL: upstream}.WithDefaults(),
-		Pool:   keypool.PoolConfig{Strategy: policy},
+		Pool:   keypool.PoolConfig{Strategy: cmp.Or(policy, keypool.StrategyLeastLoaded)},
+	}
+	if policy != "" {
+		p.Pool.Affinity = keypool.AffinityOff
 	}
 	for _, org := range demoOrganizations() {
 		for _, k := range org.Keys {
@@ -164,9 +175,10 @@ func demoConfig(listen, upstream, policy string) (*config.Config, error) {
 	}
 	cfg := config.Default()
 	cfg.Server.Listen = listen
+	cfg.Server.State = config.StateOff // it must not touch what the user's own relay remembers
 	cfg.Providers = []config.Provider{p}
 	if err := cfg.Validate(); err != nil {
-		return nil, fmt.Errorf("--listen %s: %w", listen, err)
+		return nil, fmt.Errorf("flags --listen %s, --policy %q: %w", listen, policy, err)
 	}
 	return &cfg, nil
 }

@@ -38,3 +38,16 @@ func TestDemo(t *testing.T) {
 	assert.GreaterOrEqual(t, number("faults_injected"), 2.0)
 	assert.GreaterOrEqual(t, number("failovers"), number("faults_injected"))
 }
+
+func TestDemoWithAnotherPolicy(t *testing.T) {
+	code, stdout, stderr := command(t, "demo", "--for", "3s", "--listen", "127.0.0.1:0", "--json", "--policy", "random")
+	require.Zero(t, code, stderr)
+	var res map[string]any
+	require.NoError(t, json.Unmarshal([]byte(stdout), &res), "stdout must be one JSON object, got:\n%s", stdout)
+	assert.Equal(t, "random", res["policy"])
+	assert.Contains(t, res, "cache_hit_share")
+
+	code, _, stderr = command(t, "demo", "--policy", "psychic")
+	assert.NotZero(t, code)
+	assert.Contains(t, stderr, "least_loaded", "it must name the strategies there are")
+}

@@ -200,7 +200,8 @@ func (l *demoLoad) count(a demoAnswer, used demand, err error) {
 
 // demoResult is what the demo found, and its JSON.
 type demoResult struct {
-	Requests     int      `json:"requests"` // of clients, token counting included
+	Policy       string   `json:"policy,omitempty"` // of --policy
+	Requests     int      `json:"requests"`         // of clients, token counting included
 	Sessions     int      `json:"sessions"`
 	ClientErrors int      `json:"client_errors"` // no status 200, no whole answer, or an error event
 	Errors       []string `json:"errors,omitempty"`

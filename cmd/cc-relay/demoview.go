@@ -95,7 +95,11 @@ func (r demoResult) write(out io.Writer) error {
 	line := func(name, format string, args ...any) {
 		fmt.Fprintf(&b, "  %-24s"+format+"\n", append([]any{name}, args...)...)
 	}
-	fmt.Fprintf(&b, "%d requests of %d sessions in %.1f s, at half of what the pool can give:\n", r.Requests, r.Sessions, r.Seconds)
+	fmt.Fprintf(&b, "%d requests of %d sessions in %.1f s, at half of what the pool can give", r.Requests, r.Sessions, r.Seconds)
+	if r.Policy != "" {
+		fmt.Fprintf(&b, ",\nkeys chosen by %s alone", r.Policy)
+	}
+	b.WriteString(":\n")
 	line("errors a client saw", "%5d", r.ClientErrors)
 	line("upstream 429s", "%5d   (%d of them by the script)", r.Upstream429s, r.Scripted429s)
 	line("other upstream failures", "%5d   (%s)", sum(r.UpstreamFailures), list(r.UpstreamFailures))

@@ -78,11 +78,14 @@ func serve(ctx context.Context, cfg *config.Config, source string, log zerolog.L
 	signals := make(chan os.Signal, 2) // from before the first request on: nothing is cut by an early signal
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	r, err := startRelay(cfg.Server.Listen, live, log)
+	l, err := listenOn(cfg.Server.Listen)
 	if err != nil {
 		return err
 	}
-	log.Info().Str("listen", r.addr()).Str("config", source).Str("version", version()).Int("providers", len(cfg.Providers)).Msg("relay serves")
+	kept := remember(cfg.Server, live, log)
+	defer kept.close()
+	r := startOn(l, live, log)
+	log.Info().Str("listen", r.addr()).Str("config", source).Str("version", version()).Int("providers", len(cfg.Providers)).Bool("restored", kept.restored()).Msg("relay serves")
 	select {
 	case <-ctx.Done():
 	case <-signals:
@@ -108,6 +111,10 @@ func startRelay(listen string, live *proxy.Live, log zerolog.Logger) (*relay, er
 	if err != nil {
 		return nil, err
 	}
+	return startOn(l, live, log), nil
+}
+
+func startOn(l net.Listener, live *proxy.Live, log zerolog.Logger) *relay {
 	h := proxy.NewHandler(live, log)
 	r := &relay{handler: h, listener: l, failed: make(chan error, 1), server: newServer(h, log)}
 	r.server.BaseContext = func(net.Listener) context.Context { return h.Context() }
@@ -117,7 +124,7 @@ func startRelay(listen string, live *proxy.Live, log zerolog.Logger) (*relay, er
 			r.failed <- err
 		}
 	}()
-	return r, nil
+	return r
 }
 
 // ballast is memory that is never touched, so it takes none of the machine's. Go

@@ -6,7 +6,10 @@ package config
 
 import (
 	_ "embed"
+	"errors"
 	"fmt"
+	"os"
+	"path/filepath"
 	"strings"
 	"time"
 
@@ -26,6 +29,9 @@ type Config struct {
 	Clients []auth.ClientConfig `yaml:"clients,omitempty"`
 	Logging Logging             `yaml:"logging"`
 	Routing Routing             `yaml:"routing"`
+	// Classes put models in other classes than the relay's own table does. The
+	// first rule that matches counts.
+	Classes []keypool.ClassRule `yaml:"classes,omitempty"`
 	// Providers are the upstreams, in the order that Routing tries them; at least one.
 	Providers []Provider `yaml:"providers"`
 }
@@ -43,6 +49,40 @@ type Server struct {
 	// 32 MiB, which is what the Messages API accepts:
 	// https://platform.claude.com/docs/en/api/overview
 	MaxBodyBytes int64 `yaml:"max_body_bytes"`
+	// State is on or off: whether what the relay learns is kept for its next start.
+	// Default on.
+	State string `yaml:"state"`
+	// StateDir is the directory that keeps it, an absolute path. Empty, the
+	// default: see StatePath.
+	StateDir string `yaml:"state_dir"`
+}
+
+// Values of Server.State.
+const (
+	StateOn  = "on"
+	StateOff = "off"
+)
+
+// StatePath is the directory that keeps the relay's state: StateDir, or else
+// cc-relay under XDG_STATE_HOME or ~/.local/state. It is "" if State is off.
+// Error: no directory is set and the user has no home.
+// https://specifications.freedesktop.org/basedir-spec/latest/
+func (s Server) StatePath() (string, error) {
+	if s.State == StateOff {
+		return "", nil
+	}
+	if s.StateDir != "" {
+		return s.StateDir, nil
+	}
+	dir := os.Getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(dir) {
+		home, err := os.UserHomeDir()
+		if err != nil || !filepath.IsAbs(home) {
+			return "", errors.New("no directory for the relay's state: set server.state_dir, or server.state: off")
+		}
+		dir = filepath.Join(home, ".local", "state")
+	}
+	return filepath.Join(dir, "cc-relay"), nil
 }
 
 // Logging says what is logged and how.
@@ -87,6 +127,7 @@ func Default() Config {
 			DrainTimeout: 10 * time.Minute,
 			Expose:       true,
 			MaxBodyBytes: 32 << 20,
+			State:        StateOn,
 		},
 		Logging: Logging{Level: "info", Format: "json"},
 		Routing: Routing{Strategy: "failover"},
@@ -98,6 +139,9 @@ func Default() Config {
 func (p *Provider) setDefaults() {
 	p.Config = p.WithDefaults()
 	p.Pool.Strategy = keypool.StrategyLeastLoaded
+	wait := keypool.DefaultMaxWait
+	p.Pool.MaxWait = &wait
+	p.Pool.Affinity = keypool.AffinityOn
 }
 
 // finish fills what depends on other values. Keys of another vendor must never go
@@ -116,6 +160,14 @@ func (p *Provider) finish() {
 // text is a configuration that parses to cfg again.
 func Redacted(cfg *Config) ([]byte, error) {
 	shown := *cfg
+	shown.Server.StateDir = escape(cfg.Server.StateDir)
+	shown.Classes = make([]keypool.ClassRule, len(cfg.Classes))
+	for i, rule := range cfg.Classes {
+		shown.Classes[i].Class = escape(rule.Class)
+		for _, pattern := range rule.Models {
+			shown.Classes[i].Models = append(shown.Classes[i].Models, escape(pattern))
+		}
+	}
 	shown.Providers = make([]Provider, len(cfg.Providers))
 	for i, p := range cfg.Providers {
 		p.BaseURL = escape(p.BaseURL)

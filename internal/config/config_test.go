@@ -31,7 +31,12 @@ func environ(pairs ...string) func(string) (string, bool) {
 	}
 }
 
-func ptr(v int) *int { return &v }
+func ptr[T any](v T) *T { return &v }
+
+// pool is the pool that a file gives without further settings.
+func pool(strategy string) keypool.PoolConfig {
+	return keypool.PoolConfig{Strategy: strategy, MaxWait: ptr(3 * time.Second), Affinity: "on"}
+}
 
 // anthropic is the provider that a file or the environment gives without further settings.
 func anthropic(keys ...keypool.KeyConfig) config.Provider {
@@ -41,7 +46,7 @@ func anthropic(keys ...keypool.KeyConfig) config.Provider {
 			DialTimeout: 5 * time.Second, FirstTokenTimeout: 2 * time.Minute,
 			ResponseTimeout: 10 * time.Minute, IdleTimeout: 330 * time.Second,
 		},
-		Pool: keypool.PoolConfig{Strategy: "least_loaded"},
+		Pool: pool("least_loaded"),
 		Keys: keys,
 	}
 }
@@ -99,6 +104,13 @@ func TestTheExampleWithItsCommentedClientsLoads(t *testing.T) {
 	}, cfg.Clients)
 }
 
+func TestTheExampleWithItsCommentedClassesLoads(t *testing.T) {
+	text := regexp.MustCompile(`(?m)^  # (- models|  class)`).ReplaceAll(config.Example(), []byte("  $1"))
+	cfg, err := config.Parse("example.yaml", text, environ("ANTHROPIC_API_KEY", "sk-ant-1"))
+	require.NoError(t, err)
+	assert.Equal(t, []keypool.ClassRule{{Models: []string{"acme-large", "acme-large-*"}, Class: "acme-large"}}, cfg.Classes)
+}
+
 func TestExampleBelongsToTheCaller(t *testing.T) {
 	before := string(config.Example())
 	clear(config.Example())
@@ -107,15 +119,16 @@ func TestExampleBelongsToTheCaller(t *testing.T) {
 
 func TestEverySettingIsRead(t *testing.T) {
 	const text = `
-server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes: 1024 }
+server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes: 1024, state: off, state_dir: "${HOME}/relay" }
 clients:
 - name: dev
   token: ${TOKEN}
 logging: { level: trace, format: console }
+classes: [ { models: [ claude-x, "*/claude-x-*[1m]" ], class: "x" }, { class: opus-5, models: [ "*" ] } ]
 providers:
 - kind: anthropic
   keys: [ { key: k1, rpm_limit: 50, itpm_limit: 30000, otpm_limit: 8000, priority: 2, weight: 1000 }, { key: k2, priority: 0 } ]
-  pool: { strategy: weighted }
+  pool: { strategy: weighted, max_wait: 0s, affinity: off }
 - name: local-llm
   base_url: http://10.0.0.7:8000/v1
   allow_http: true
@@ -129,10 +142,14 @@ providers:
   idle_timeout: 1m
 `
 	want := config.Config{
-		Server:  config.Server{Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024},
+		Server:  config.Server{Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024, State: "off", StateDir: "/home/me/relay"},
 		Logging: config.Logging{Level: "trace", Format: "console"},
 		Routing: config.Routing{Strategy: "failover"},
 		Clients: []auth.ClientConfig{{Name: "dev", Token: secret.New("s3cret-token")}},
+		Classes: []keypool.ClassRule{
+			{Models: []string{"claude-x", "*/claude-x-*[1m]"}, Class: "x"},
+			{Models: []string{"*"}, Class: "opus-5"},
+		},
 		Providers: []config.Provider{
 			anthropic(
 				keypool.KeyConfig{Key: secret.New("k1"), RPMLimit: 50, ITPMLimit: 30000, OTPMLimit: 8000, Priority: ptr(2), Weight: ptr(1000)},
@@ -145,12 +162,12 @@ providers:
 					DialTimeout: time.Second, FirstTokenTimeout: time.Millisecond,
 					ResponseTimeout: 2 * time.Hour, IdleTimeout: time.Minute,
 				},
-				Pool: keypool.PoolConfig{Strategy: "least_loaded"},
+				Pool: pool("least_loaded"),
 			},
 		},
 	}
-	want.Providers[0].Pool.Strategy = "weighted"
-	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red"))
+	want.Providers[0].Pool = keypool.PoolConfig{Strategy: "weighted", MaxWait: ptr(time.Duration(0)), Affinity: "off"}
+	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red", "HOME", "/home/me"))
 	require.NoError(t, err)
 	assert.Equal(t, &want, got)
 }
@@ -183,14 +200,17 @@ func TestWaysToWriteAFile(t *testing.T) {
 func TestPoolConfigHasTheKeys(t *testing.T) {
 	p := anthropic(keypool.KeyConfig{Key: secret.New("k1")}, keypool.KeyConfig{Key: secret.New("k2")})
 	p.Pool.Strategy = "random"
-	assert.Equal(t, keypool.PoolConfig{Strategy: "random", Keys: p.Keys}, p.PoolConfig())
+	want := pool("random")
+	want.Keys = p.Keys
+	assert.Equal(t, want, p.PoolConfig())
 	assert.Nil(t, p.Pool.Keys, "PoolConfig must not change its receiver")
 }
 
 func TestRedacted(t *testing.T) {
 	const canary = "sk-ant-api03-canary-0123456789"
 	const text = `
-server: { listen: 0.0.0.0:80 }
+server: { listen: 0.0.0.0:80, state_dir: "/var/$${x}" }
+classes: [ { models: [ "$$a-*" ], class: b$$ } ]
 clients: [ { name: dev, token: "${CANARY}" }, { name: ci, token_sha256: 0A0b0c0d0e0f00010203040506070809000102030405060708090a0b0c0d0e0f } ]
 providers:
   - base_url: https://example.com/$${tenant}
@@ -206,6 +226,8 @@ providers:
   drain_timeout: 10m0s
   expose: true
   max_body_bytes: 33554432
+  state: "on"
+  state_dir: /var/$${x}
 clients:
 - name: dev
   token: "[redacted]"
@@ -216,6 +238,10 @@ logging:
   format: json
 routing:
   strategy: failover
+classes:
+- models:
+  - $$a-*
+  class: b$$
 providers:
 - name: anthropic
   kind: anthropic
@@ -229,6 +255,8 @@ providers:
   idle_timeout: 5m30s
   pool:
     strategy: least_loaded
+    max_wait: 3s
+    affinity: "on"
   keys:
   - key: "[redacted]"
     priority: 0

@@ -62,7 +62,7 @@ providers:
 `), environ("PORT", "80", "N", "7", "NO", "false", "NAME", "null", "KEY", "0x10"))
 	require.NoError(t, err)
 	want := config.Default()
-	want.Server = config.Server{Listen: "127.0.0.1:80", DrainTimeout: 7 * time.Second, MaxBodyBytes: 70}
+	want.Server = config.Server{Listen: "127.0.0.1:80", DrainTimeout: 7 * time.Second, MaxBodyBytes: 70, State: "on"}
 	assert.Equal(t, want.Server, cfg.Server)
 	key := cfg.Providers[0].Keys[0]
 	assert.Equal(t, "null", cfg.Providers[0].Name)
@@ -75,5 +75,5 @@ providers:
 // A name is not expanded, so no variable decides which setting is written.
 func TestNamesAreNotExpanded(t *testing.T) {
 	_, err := config.Parse("c.yaml", []byte(ok+`"${A}": { listen: "127.0.0.1:1" }`), environ("A", "server"))
-	assert.EqualError(t, err, "c.yaml:2:1: unknown field; known here: server, clients, logging, routing, providers")
+	assert.EqualError(t, err, "c.yaml:2:1: unknown field; known here: server, clients, logging, routing, classes, providers")
 }

@@ -21,6 +21,7 @@ func FuzzParse(f *testing.F) {
 		string(config.Example()), ok, "",
 		"server: { listen: '[::1]:0', drain_timeout: 1h, expose: no, max_body_bytes: 1 }\n" + ok,
 		"clients:\n- name: null\n  token: ${T}\n- { name: 0x1F, token_sha256: " + hashOfToken + " }\nproviders:\n- name: '1e3'\n  base_url: https://h/$$a/${B:-c}\n  headers: { X-A: \"a b\", 'x!#$%&''*+-.^_`|~': ~ }\n",
+		"server: { state: off, state_dir: /a }\nclasses:\n- models: [ '*/$$a', \"b*[1m]\" ]\n  class: ${B:-c}\n- { class: 'null', models: ['*'] }\nproviders: [{ keys: [{ key: k }], pool: { max_wait: 59.5s, affinity: off } }]\n",
 		"providers:\n- keys:\n  - key: |-\n      k1\n    priority: 0\n  - { key: k2, priority: 2, weight: 10 }\n",
 		"a: &a [*a]\n<<: *a\n? x\n: !!int y\n---\n...\n", "logging: { level: ${LEVEL}, }\n%YAML 1.2\n", "0::", "{? {? ", "b: 0_", "a: \"\\", "- |\n-", "a: 'b' c\n",
 	} {

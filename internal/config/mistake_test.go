@@ -17,7 +17,7 @@ const hashOfToken = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f
 
 func TestMistakes(t *testing.T) {
 	empty := "c.yaml: empty; " + `write at least: providers: [{ keys: [{ key: "${ANTHROPIC_API_KEY}" }] }]`
-	const known = "known here: server, clients, logging, routing, providers"
+	const known = "known here: server, clients, logging, routing, classes, providers"
 	for _, test := range []struct {
 		name, text string
 		want       []string
@@ -50,11 +50,11 @@ func TestMistakes(t *testing.T) {
 			"c.yaml:2:11: server.drainTimeout: unknown field; did you mean drain_timeout?",
 			"c.yaml:2:29: server.Drain-Timeout: unknown field; did you mean drain_timeout?"}},
 		{"unknown, far", ok + "tls: {}\n", []string{"c.yaml:2:1: tls: unknown field; " + known}},
-		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes"}},
+		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes, state, state_dir"}},
 		{"unknown, long", ok + "providers" + strings.Repeat("s", 30) + ": 1\n", []string{"c.yaml:2:1: unknown field; " + known}},
 		{"unknown in an inlined struct", "providers:\n- url: x\n  keys: [{ key: k }]\n", []string{"c.yaml:2:3: providers[0].url: unknown field; known here: " +
 			"name, kind, base_url, auth, headers, ca_file, allow_http, dial_timeout, first_token_timeout, response_timeout, idle_timeout, pool, keys"}},
-		{"go field name", "providers: [{ keys: [{ key: k }], pool: { Keys: [] } }]\n", []string{"c.yaml:1:43: providers[0].pool.Keys: unknown field; known here: strategy"}},
+		{"go field name", "providers: [{ keys: [{ key: k }], pool: { Keys: [] } }]\n", []string{"c.yaml:1:43: providers[0].pool.Keys: unknown field; known here: strategy, max_wait, affinity"}},
 		{"name that is no name", ok + "'': 1\n5: 1\nnull: 1\n", []string{
 			"c.yaml:2:1: unknown field; " + known, "c.yaml:3:1: unknown field; " + known, "c.yaml:4:1: null: unknown field; " + known}},
 		{"twice", ok + "server: {}\nlogging: {}\nserver: {}\n", []string{"c.yaml:4:1: server: written twice, first on line 2; remove one"}},
@@ -120,6 +120,39 @@ func TestMistakes(t *testing.T) {
 			"c.yaml:2:19: logging.level: unknown; did you mean warn?",
 			"c.yaml:2:36: logging.format: unknown; write json or console",
 			"c.yaml:3:22: routing.strategy: unknown; write failover"}},
+
+		{"state", ok + "server: { state: yes, state_dir: ~/relay }\n", []string{
+			"c.yaml:2:18: server.state: unknown; write on or off",
+			`c.yaml:2:34: server.state_dir: not an absolute path; write one, such as /var/lib/cc-relay or "${HOME}/.cc-relay"`}},
+		{"state that is a boolean", ok + "server: { state: false, state_dir: [] }\n", []string{
+			"c.yaml:2:18: server.state: unknown; write on or off",
+			"c.yaml:2:25: server.state_dir: must be a single value, not a list or a mapping"}},
+
+		// classes
+		{"classes", ok + "classes:\n- class: models\n- { models: [ '', 'a?', 'a b', '*', '*', x ], class: '' }\n- { models: [ x, '*', y ], class: 'a b' }\n- { models: a, class: a }\n- x\n- { model: a, models: [[]], class: count_tokens }\n-\n", []string{
+			"c.yaml:3:3: classes[0].models: none; write models: [\"NAME\"], with * for any characters",
+			"c.yaml:3:10: classes[0].class: the relay uses this name itself; choose another",
+			"c.yaml:4:15: classes[1].models[0]: empty; write a model's name, or a part of it with *",
+			"c.yaml:4:19: classes[1].models[1]: only * stands for other characters; write it for ?",
+			"c.yaml:4:25: classes[1].models[2]: not a model's name; write up to 512 visible ASCII characters",
+			"c.yaml:4:37: classes[1].models[4]: same as in classes[1], which comes first; remove one",
+			"c.yaml:4:54: classes[1].class: empty; write a name, such as opus-5",
+			"c.yaml:5:15: classes[2].models[0]: same as in classes[1], which comes first; remove one",
+			"c.yaml:5:18: classes[2].models[1]: same as in classes[1], which comes first; remove one",
+			"c.yaml:5:35: classes[2].class: not a name; write up to 128 visible ASCII characters",
+			`c.yaml:6:13: classes[3].models: must be a list; start each entry with "- "`,
+			`c.yaml:7:3: classes[4]: must be a mapping; write "name: value" lines`,
+			"c.yaml:8:5: classes[5].model: unknown field; did you mean models?",
+			"c.yaml:8:24: classes[5].models[0]: must be a single value, not a list or a mapping",
+			"c.yaml:8:36: classes[5].class: the relay uses this name itself; choose another",
+			"c.yaml:9:3: classes[6].class: empty; write a name, such as opus-5",
+			"c.yaml:9:3: classes[6].models: none; write models: [\"NAME\"], with * for any characters"}},
+		{"pool", "providers:\n- { name: a, pool: { max_wait: -1s, affinity: true }, keys: [{ key: k }] }\n- { name: b, pool: { max_wait: 60001ms, affinity: no }, keys: [{ key: l }] }\n- { name: c, pool: { max_wait: 5 }, keys: [{ key: m }] }\n", []string{
+			"c.yaml:2:32: providers[0].pool.max_wait: -1s is not a wait; write 0s (never wait) to 1m0s",
+			"c.yaml:2:47: providers[0].pool.affinity: unknown; write on or off",
+			"c.yaml:3:32: providers[1].pool.max_wait: 1m0.001s is not a wait; write 0s (never wait) to 1m0s",
+			"c.yaml:3:51: providers[1].pool.affinity: unknown; write on or off",
+			"c.yaml:4:32: providers[2].pool.max_wait: not a duration; write a number with a unit, such as 30s or 10m"}},
 
 		// clients
 		{"clients", ok + "clients:\n- token: 12345678\n- { name: a, token: 1234567 }\n- { name: b }\n- { name: a, token_sha256: abc }\n- { name: c, token: 123456789, token_sha256: " + hashOfToken + " }\n- { name: 'a b', token: 'x y z x y z' }\n-\n", []string{

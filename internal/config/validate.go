@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strconv"
@@ -13,6 +14,7 @@ import (
 	"time"
 
 	"cc-relay/internal/auth"
+	"cc-relay/internal/keypool"
 )
 
 // Bounds of numbers. A limit above a thousand million a minute is a slip.
@@ -40,10 +42,15 @@ func (c *Config) validate(r *report) {
 	if c.Server.MaxBodyBytes < 1 || c.Server.MaxBodyBytes > maxBody {
 		r.addf("server.max_body_bytes", "%d is not a size; write 1 to %d bytes", c.Server.MaxBodyBytes, maxBody)
 	}
+	checkOneOf(r, "server.state", c.Server.State, StateOn, StateOff)
+	if dir := c.Server.StateDir; dir != "" && (!filepath.IsAbs(dir) || strings.ContainsRune(dir, 0)) {
+		r.addf("server.state_dir", `not an absolute path; write one, such as /var/lib/cc-relay or "${HOME}/.cc-relay"`)
+	}
 	checkOneOf(r, "logging.level", c.Logging.Level, "trace", "debug", "info", "warn", "error")
 	checkOneOf(r, "logging.format", c.Logging.Format, "json", "console")
 	checkOneOf(r, "routing.strategy", c.Routing.Strategy, "failover")
 	checkClients(r, c.Clients)
+	checkClasses(r, c.Classes)
 	checkProviders(r, c.Providers)
 }
 
@@ -133,6 +140,34 @@ func checkToken(r *report, path string, c auth.ClientConfig) (hash [sha256.Size]
 		return hash, false
 	}
 	return sha256.Sum256([]byte(token)), true
+}
+
+// checkClasses also reports a pattern that an earlier rule has: the second would
+// never match.
+func checkClasses(r *report, rules []keypool.ClassRule) {
+	first := map[string]int{}
+	for i, rule := range rules {
+		path := fmt.Sprintf("classes[%d]", i)
+		if r.failed[path] {
+			continue
+		}
+		if err := keypool.CheckClassName(rule.Class); err != nil {
+			r.add(path+".class", err)
+		}
+		if len(rule.Models) == 0 {
+			r.addf(path+".models", `none; write models: ["NAME"], with * for any characters`)
+		}
+		for j, pattern := range rule.Models {
+			at := fmt.Sprintf("%s.models[%d]", path, j)
+			if err := keypool.CheckModelPattern(pattern); err != nil {
+				r.add(at, err)
+			} else if other, dup := first[pattern]; dup {
+				r.addf(at, "same as in classes[%d], which comes first; remove one", other)
+			} else {
+				first[pattern] = i
+			}
+		}
+	}
 }
 
 // checkOneOf does not repeat the value, which may be a secret in the wrong place.

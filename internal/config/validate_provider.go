@@ -51,6 +51,12 @@ func checkProviders(r *report, providers []Provider) {
 		checkOneOf(r, path+".kind", p.Kind, provider.Kinds()...)
 		checkOneOf(r, path+".auth", p.Auth, provider.AuthAPIKey, provider.AuthBearer)
 		checkOneOf(r, path+".pool.strategy", p.Pool.Strategy, keypool.Strategies()...)
+		if p.Pool.Affinity != "" {
+			checkOneOf(r, path+".pool.affinity", p.Pool.Affinity, keypool.AffinityOn, keypool.AffinityOff)
+		}
+		if w := p.Pool.MaxWait; w != nil && (*w < 0 || *w > keypool.LongestMaxWait) {
+			r.addf(path+".pool.max_wait", "%s is not a wait; write 0s (never wait) to %s", *w, keypool.LongestMaxWait)
+		}
 		checkDuration(r, path+".dial_timeout", p.DialTimeout)
 		checkDuration(r, path+".first_token_timeout", p.FirstTokenTimeout)
 		checkDuration(r, path+".response_timeout", p.ResponseTimeout)

@@ -1,0 +1,161 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"reflect"
+	"time"
+
+	"github.com/rs/zerolog"
+
+	"cc-relay/internal/config"
+	"cc-relay/internal/keypool"
+	"cc-relay/internal/proxy"
+	statedir "cc-relay/internal/state"
+)
+
+// What the pools have learned is one file of the state directory.
+const (
+	poolsFile    = "pools"
+	poolsVersion = 1
+
+	saveEvery  = 10 * time.Second
+	lastSaving = 5 * time.Second // a disk that hangs must not keep the relay from ending
+)
+
+// savedPools is the file: each pool's memory by the name of its provider.
+type savedPools map[string]keypool.Snapshot
+
+// memory keeps what the pools learn for the next start of the relay. It is a hint:
+// whatever goes wrong with it is a warning, and requests never wait for it. A nil
+// memory keeps nothing.
+type memory struct {
+	dir   *statedir.Dir
+	pools map[string]*keypool.KeyPool
+	log   zerolog.Logger
+	found bool // the last run has left something
+
+	stop, stopped chan struct{}
+	saved         savedPools // what the file holds; owned by keep, as what follows
+	trouble       string     // the last warning; "" while saving works
+}
+
+// remember gives live's pools what the last run learned, and keeps what they learn
+// from now on until close. live's hashes become those of this installation. It
+// returns nil where nothing is kept. Call it before live is served.
+func remember(server config.Server, live *proxy.Live, log zerolog.Logger) *memory {
+	dir, err := openState(server)
+	if err != nil {
+		log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; to have it so, set server.state: off")
+	}
+	if dir == nil {
+		return nil
+	}
+	m := &memory{dir: dir, pools: make(map[string]*keypool.KeyPool), log: log,
+		stop: make(chan struct{}), stopped: make(chan struct{})}
+	for _, up := range live.Router.Upstreams() {
+		m.pools[up.Provider.Name()] = up.Pool
+	}
+	if live.Seed, err = dir.Seed(); err != nil {
+		log.Warn().Err(err).Msg("conversations will not find their keys again after a restart")
+	}
+	m.restore()
+	go m.keep()
+	return m
+}
+
+// openState returns nil without an error where state is off.
+func openState(server config.Server) (*statedir.Dir, error) {
+	path, err := server.StatePath()
+	if err != nil || path == "" {
+		return nil, err
+	}
+	return statedir.Open(path)
+}
+
+func (m *memory) restore() {
+	var saved savedPools
+	err := m.dir.Load(poolsFile, poolsVersion, &saved)
+	switch {
+	case errors.Is(err, statedir.ErrNone):
+	case err != nil:
+		m.log.Warn().Err(err).Msg("the relay starts without what the last run learned")
+	default:
+		for name, pool := range m.pools {
+			pool.Restore(saved[name])
+		}
+		m.found = true
+	}
+}
+
+// restored reports whether the pools know what the last run learned.
+func (m *memory) restored() bool { return m != nil && m.found }
+
+// keep saves now and then, and once more at the end.
+func (m *memory) keep() {
+	defer close(m.stopped)
+	t := time.NewTicker(saveEvery)
+	defer t.Stop()
+	for {
+		select {
+		case <-t.C:
+			m.save()
+		case <-m.stop:
+			m.save()
+			return
+		}
+	}
+}
+
+// save writes what has changed, and warns when saving begins to fail or fails
+// otherwise than before.
+func (m *memory) save() {
+	now := savedPools{}
+	for name, pool := range m.pools {
+		now[name] = pool.Snapshot()
+	}
+	if m.trouble == "" && now.same(m.saved) {
+		return
+	}
+	if err := m.dir.Save(poolsFile, poolsVersion, now); err != nil {
+		if m.trouble != err.Error() {
+			m.log.Warn().Err(err).Msg("what the relay learns cannot be saved")
+		}
+		m.trouble = err.Error()
+		return
+	}
+	if m.trouble != "" {
+		m.log.Info().Msg("what the relay learns is saved again")
+	}
+	m.saved, m.trouble = now, ""
+}
+
+// same reports whether s holds nothing that other does not, but for the time: an
+// idle relay does not keep a disk awake.
+func (s savedPools) same(other savedPools) bool {
+	if len(s) != len(other) {
+		return false
+	}
+	for name, pool := range s {
+		was := other[name]
+		was.At = pool.At
+		if !reflect.DeepEqual(pool, was) {
+			return false
+		}
+	}
+	return true
+}
+
+// close saves for the last time.
+func (m *memory) close() {
+	if m == nil {
+		return
+	}
+	close(m.stop)
+	select {
+	case <-m.stopped:
+		_ = m.dir.Close()
+	case <-time.After(lastSaving):
+		m.log.Warn().Msg(fmt.Sprintf("the state directory did not answer in %s: what was learned last is lost", lastSaving))
+	}
+}
