@@ -56,7 +56,7 @@ func startRelay(t *testing.T, baseURL string, keys []string) *relay {
 
 func relayConfig(baseURL string, keys []string) []byte {
 	var b bytes.Buffer
-	fmt.Fprintf(&b, "server: {listen: \"127.0.0.1:0\"}\n")
+	fmt.Fprintf(&b, "server: {listen: \"127.0.0.1:0\", state: \"off\"}\n")
 	fmt.Fprintf(&b, "clients: [{name: e2e, token: %q}]\n", relayToken)
 	fmt.Fprintf(&b, "logging: {level: debug}\n")
 	fmt.Fprintf(&b, "providers:\n  - {name: simulated, base_url: %q, keys: [", baseURL)

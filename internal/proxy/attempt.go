@@ -12,7 +12,6 @@ import (
 
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
-	"cc-relay/internal/ratelimit"
 	"cc-relay/internal/router"
 )
 
@@ -41,6 +40,8 @@ type answer struct {
 	meter   messages.Meter
 	usage   messages.Usage
 	metered bool // usage was reported
+
+	produced int // output tokens passed on that the pool has not been told of
 }
 
 // answer walks the plan: keys of an upstream, then the next upstream, until one
@@ -56,8 +57,11 @@ func (h *Handler) answer(x *exchange) (*answer, *failure) {
 		up := w.plan[w.at]
 		lease, err := w.acquire(x, up)
 		if err != nil {
-			failed.refused(err)
-			if x.clientGone() || (!w.nextUpstream() && !w.back(x)) {
+			if !w.waited { // then it has been noted, and with the provider's own time
+				failed.refused(err)
+				w.ran(err)
+			}
+			if x.clientGone() || !w.next(x) {
 				return nil, failed
 			}
 			continue
@@ -71,8 +75,9 @@ func (h *Handler) answer(x *exchange) (*answer, *failure) {
 			return nil, failed
 		}
 		failed.note(x, a)
+		moved := w.move(x, a)
 		a.abandon()
-		if !w.move(x, a) {
+		if !moved && (x.clientGone() || !w.next(x)) {
 			return nil, failed
 		}
 	}
@@ -82,16 +87,26 @@ func (h *Handler) answer(x *exchange) (*answer, *failure) {
 type walk struct {
 	plan    []*router.Upstream
 	at      int
-	again   bool     // an upstream is being asked once more
-	left    *walk    // where it was when it moved on from an upstream that may be asked again
-	counted int      // attempts that may have cost an upstream work
-	moved   bool     // the one move for broken answers is spent
-	tried   []string // keys of this upstream that the request must not use again
-	avoid   []string // keys of the organization that has just failed, used only if no others are left
+	over    bool             // no more attempts
+	again   bool             // an upstream is being asked once more
+	left    *walk            // where it was when it moved on from an upstream that may be asked again
+	counted int              // attempts that may have cost an upstream work
+	moved   bool             // the one move for broken answers is spent
+	tried   []string         // keys of this upstream that the request must not use again
+	avoid   []string         // keys of the organization that has just failed, used only if no others are left
+	failed  map[int][]string // keys by upstream that failed otherwise than for want of room
+
+	dry    time.Duration // how soon an upstream that is merely out of room may serve; 0 = none is
+	dryAt  int           // which
+	waited bool          // the request has waited for that one
 }
 
+// acquire takes a key of up. While another upstream may still serve, it waits for
+// none but the conversation's home.
 func (w *walk) acquire(x *exchange, up *router.Upstream) (keypool.Lease, error) {
-	demand := x.demand
+	demand, began := x.demand, time.Now()
+	defer func() { x.waited += time.Since(began).Truncate(time.Millisecond) }()
+	demand.OnlyHome = len(w.plan) > 1 && !w.waited
 	if len(w.avoid) > 0 {
 		demand.Exclude = append(w.tried[:len(w.tried):len(w.tried)], w.avoid...)
 		if lease, err := up.Pool.Acquire(x.r.Context(), demand); err == nil {
@@ -100,6 +115,36 @@ func (w *walk) acquire(x *exchange, up *router.Upstream) (keypool.Lease, error) 
 	}
 	demand.Exclude = w.tried
 	return up.Pool.Acquire(x.r.Context(), demand)
+}
+
+// ran notes an upstream that has keys, but none with room.
+func (w *walk) ran(err error) {
+	var exhausted *keypool.ExhaustedError
+	if errors.As(err, &exhausted) && exhausted.Left > 0 {
+		w.dried(exhausted.RetryAfter)
+	}
+}
+
+func (w *walk) dried(after time.Duration) {
+	after = max(after, time.Millisecond)
+	if w.dry == 0 || after < w.dry {
+		w.dry, w.dryAt = after, w.at
+	}
+}
+
+// next goes on where a key could not be had, or where nothing is left to move to:
+// to the next upstream, back to one that failed, and last, once, to the one that
+// has room soonest, in order to wait there.
+func (w *walk) next(x *exchange) bool {
+	if !w.over && (w.nextUpstream() || w.back(x)) {
+		return true
+	}
+	if w.dry == 0 || w.waited || w.counted >= maxCounted {
+		return false
+	}
+	w.waited, w.over, w.at = true, true, w.dryAt
+	w.tried, w.avoid = w.failed[w.at], nil // what was merely full may be asked once more
+	return true
 }
 
 func (w *walk) nextUpstream() bool {
@@ -117,6 +162,19 @@ func (w *walk) nextUpstream() bool {
 func (w *walk) move(x *exchange, a *answer) bool {
 	c := conducts[a.verdict]
 	switch {
+	case a.oversized():
+		for _, k := range a.up.Pool.Keys() { // the others are smaller
+			w.tried = append(w.tried, k.ID)
+		}
+		return true
+	case a.verdict == limited:
+		w.dried(max(keypool.ParseRetryAfter(a.resp.Header), time.Second))
+	default:
+		w.fail(a, c)
+	}
+	switch {
+	case w.over && c.counted:
+		return false
 	case c.nextOwner:
 		w.tried = append(w.tried, a.lease.OwnerKeys()...)
 		return true
@@ -128,6 +186,7 @@ func (w *walk) move(x *exchange, a *answer) bool {
 		w.counted++
 	}
 	if w.counted >= maxCounted || (c.oneMove && w.moved) {
+		w.over = true
 		return false
 	}
 	w.moved = w.moved || c.oneMove
@@ -135,6 +194,25 @@ func (w *walk) move(x *exchange, a *answer) bool {
 		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys()}
 	}
 	return w.nextUpstream() || w.back(x)
+}
+
+// fail notes the keys that are not to be asked again when the wait is over.
+func (w *walk) fail(a *answer, c conduct) {
+	keys := a.lease.OwnerKeys()
+	if c.nextKey {
+		keys = []string{a.lease.KeyID()}
+	}
+	if w.failed == nil {
+		w.failed = map[int][]string{}
+	}
+	w.failed[w.at] = append(w.failed[w.at], keys...)
+}
+
+// oversized reports whether a prompt was refused that is larger than any limit:
+// no wait and no other key will do.
+func (a *answer) oversized() bool {
+	_, _, oversized := a.lease.Oversized()
+	return oversized && a.verdict == limited
 }
 
 // back returns, once and after a moment, to the upstream that failed last, where
@@ -184,7 +262,7 @@ func (a *answer) try(x *exchange) verdict {
 	if err != nil {
 		return judgeError(err, context.Cause(a.ctx))
 	}
-	a.learn(x)
+	a.lease.Answered(a.resp.StatusCode, a.resp.Header)
 	a.status = a.resp.StatusCode
 	coding := a.resp.Header.Get("Content-Encoding")
 	plain := coding == "" || coding == "identity" // nothing else was asked for, and the client may not understand it
@@ -302,13 +380,6 @@ func readUpTo(r io.Reader, expect int64, limit int) ([]byte, error) {
 	return buf, nil
 }
 
-// learn takes the limits of the key's owner from the answer's headers.
-func (a *answer) learn(x *exchange) {
-	if x.demand.Class != keypool.ClassModels {
-		_ = a.up.Pool.UpdateClassFromHeaders(a.lease.KeyID(), x.demand.Class, a.resp.Header) // the key is leased, so it exists
-	}
-}
-
 // mark tells pool and router what the verdict says of the key and the upstream.
 func (a *answer) mark(x *exchange) {
 	pool, id, class := a.up.Pool, a.lease.KeyID(), x.demand.Class
@@ -316,7 +387,7 @@ func (a *answer) mark(x *exchange) {
 	case served:
 		a.lease.Succeeded()
 	case limited:
-		pool.MarkClassExhausted(id, class, keypool.ParseRetryAfter(a.resp.Header))
+		a.lease.Limited(keypool.ParseRetryAfter(a.resp.Header))
 	case spent:
 		pool.MarkKeyDead(id, keypool.ReasonSpent)
 	case unauthorized:
@@ -331,14 +402,14 @@ func (a *answer) mark(x *exchange) {
 // abandon ends an answer that the client does not get. A good answer that is
 // given up is closed at once: draining it would go on paying for it.
 func (a *answer) abandon() {
-	a.lease.Settle(ratelimit.Tokens{})
+	a.lease.Settle(keypool.Usage{})
 	a.close()
 }
 
 // settleLeft ends an answer whose client has left before it was judged: the
 // provider may have counted the prompt, so what was held for it stays taken.
 func (a *answer) settleLeft(x *exchange) {
-	a.lease.Settle(ratelimit.Tokens{Input: a.lease.Held().Input})
+	a.lease.Settle(keypool.Usage{Unreported: true})
 	x.partial = true
 	a.close()
 }

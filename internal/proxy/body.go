@@ -7,8 +7,6 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"cc-relay/internal/provider"
 )
 
 var errBodyTooLarge = errors.New("proxy: request body too large")
@@ -102,10 +100,10 @@ func (b *body) readUnknown(r io.Reader, limit int64) error {
 
 func (b *body) bytes() []byte { return b.buf }
 
-// lend keeps the buffer until rc, a reader of length bytes of it, is closed as well.
-func (b *body) lend(rc io.ReadCloser, length int64) io.ReadCloser {
+// lend keeps the buffer until rc, a reader of it, is closed as well.
+func (b *body) lend(rc io.ReadCloser) io.ReadCloser {
 	b.refs.Add(1)
-	return &lent{ReadCloser: rc, body: b, remaining: length}
+	return &lent{ReadCloser: rc, body: b}
 }
 
 func (b *body) release() {
@@ -121,28 +119,12 @@ func (b *body) release() {
 // lent is a reader of a body. Closing it more than once releases once.
 type lent struct {
 	io.ReadCloser
-	body      *body
-	remaining int64
-	closed    atomic.Bool
+	body   *body
+	closed atomic.Bool
 }
 
-var _ provider.InMemory = (*lent)(nil)
-
-func (l *lent) Read(p []byte) (int, error) {
-	n, err := l.ReadCloser.Read(p)
-	l.remaining -= int64(n)
-	return n, err
-}
-
-// Remaining implements provider.InMemory.
-func (l *lent) Remaining() int64 { return l.remaining }
-
-// WriteTo implements provider.InMemory.
-func (l *lent) WriteTo(w io.Writer) (int64, error) {
-	n, err := io.Copy(w, l.ReadCloser) // which writes itself whole
-	l.remaining -= n
-	return n, err
-}
+// WriteTo writes the rest whole, which spares a transport a copy.
+func (l *lent) WriteTo(w io.Writer) (int64, error) { return io.Copy(w, l.ReadCloser) }
 
 func (l *lent) Close() error {
 	if l.closed.Swap(true) {

@@ -68,7 +68,7 @@ func requirePause(t *testing.T, got reply, paused bool) {
 	if paused {
 		assert.True(t, waited >= 250 && waited < 500, "waited %d ms, want 250 to 500", waited)
 	} else {
-		assert.Zero(t, waited, "waited")
+		assert.Less(t, waited, 250, "waited, in ms: more than what a busy machine takes to choose a key")
 	}
 }
 

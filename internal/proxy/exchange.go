@@ -1,18 +1,18 @@
 package proxy
 
 import (
-	"bytes"
 	"context"
 	"crypto/rand"
+	"encoding/binary"
 	"encoding/hex"
 	"errors"
-	"hash/maphash"
 	"io"
 	"net/http"
 	"os"
 	"strings"
 	"time"
 
+	"github.com/cespare/xxhash/v2"
 	"github.com/rs/zerolog"
 
 	"cc-relay/internal/auth"
@@ -107,44 +107,64 @@ func (x *exchange) read(w http.ResponseWriter) bool {
 	return false
 }
 
-// bytesPerToken turns a body's length into a prompt estimate: about what English
-// text and code in JSON come to.
-const bytesPerToken = 4
-
 // inspect reads what the relay must know of the body.
 func (x *exchange) inspect(w http.ResponseWriter) bool {
-	msg, err := messages.Inspect(x.body.bytes())
+	msg, err := messages.Inspect(x.body.bytes(), x.live.Seed)
 	if err != nil {
 		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, err.Error())
 		return false
 	}
 	x.msg = msg
-	x.model = string(msg.Model)                           // a copy: the body is given back before the record is written
-	class := keypool.ClassOf(x.live.scrub.clean(x.model)) // an unknown model's class is its name, and is logged
-	x.demand = keypool.Demand{
-		Class:        class,
-		Input:        len(msg.Body) / bytesPerToken,
-		MaxTokens:    msg.MaxTokens,
-		Conversation: conversation(x.client, class, messages.SessionID(x.r.Header, msg.UserID)),
-	}
+	x.model = string(msg.Model)                             // a copy: the body is given back before the record is written
+	class := x.live.Classes.Of(x.live.scrub.clean(x.model)) // an unknown model's class is its name, and is logged
+	x.demand = keypool.Demand{Class: class, Client: x.client, Arrived: time.Now()}
 	if x.r.URL.Path == "/v1/messages/count_tokens" {
-		x.demand = keypool.Demand{Class: keypool.ClassCountTokens}
+		x.demand.Class = keypool.ClassCountTokens
 		x.msg.Stream = false
+		return true
 	}
+	x.demand.Model = x.model
+	x.demand.Bytes = x.msg.Prefix.Bytes
+	x.demand.MaxTokens = msg.MaxTokens
+	x.demand.Conversation = x.conversation(class)
+	x.demand.Prefix = marks(x.msg.Prefix.Marks())
 	return true
 }
 
-var conversationSeed = maphash.MakeSeed()
-
-// conversation identifies a session within its client, so that nobody can reach
-// another client's home by guessing an id; and within a model class, because the
-// small requests that a coding agent makes to another model have another prompt.
-// 0 means no session.
-func conversation(client, class, session string) uint64 {
+// conversation identifies a conversation within its client, so that nobody can
+// reach another client's home by guessing an id; within a model class, because the
+// small requests that a coding agent makes to another model have another prompt;
+// and by who asks, since subagents share the session but neither tools nor system.
+// Where a client names no session, the beginning of the conversation is its name.
+func (x *exchange) conversation(class string) uint64 {
+	var d xxhash.Digest
+	d.ResetWithSeed(x.live.Seed)
+	prefix := &x.msg.Prefix
+	var own [8]byte
+	session := messages.SessionID(x.r.Header, x.msg.UserID)
 	if session == "" {
-		return 0
+		binary.LittleEndian.PutUint64(own[:], prefix.Start)
+	} else {
+		binary.LittleEndian.PutUint64(own[:], prefix.Root)
 	}
-	return max(1, maphash.Comparable(conversationSeed, [3]string{client, class, session}))
+	for _, part := range [...]string{x.client, class, session} {
+		_, _ = d.WriteString(part)
+		_, _ = d.WriteString("\x00") // no header value and no name of ours has one
+	}
+	_, _ = d.Write(own[:])
+	return max(1, d.Sum64())
+}
+
+// marks are the points of the prompt by which the pool knows what is cached.
+func marks(points []messages.Mark) []keypool.Mark {
+	if len(points) == 0 {
+		return nil
+	}
+	m := make([]keypool.Mark, len(points))
+	for i := range points {
+		m[i] = keypool.Mark(points[i])
+	}
+	return m
 }
 
 // call is the request as the upstreams shall get it.
@@ -157,20 +177,8 @@ func (x *exchange) call() *provider.Call {
 	return c
 }
 
-// smallBody is what is cheaper to copy than to send in a packet of its own.
-const smallBody = 32 << 10
-
-// newBody is a fresh reader of the body to send. net/http writes the headers and
-// a body of a type it knows to be in memory in one packet, and those of any
-// other type apart; so a small body is copied into such a one.
-func (x *exchange) newBody() io.ReadCloser {
-	if x.msg.Len() > smallBody {
-		return x.body.lend(x.msg.NewBody(), x.msg.Len())
-	}
-	buf := bytes.NewBuffer(make([]byte, 0, x.msg.Len()+bytes.MinRead))
-	_, _ = buf.ReadFrom(x.msg.NewBody()) // in memory, both of them
-	return io.NopCloser(buf)
-}
+// newBody is a fresh reader of the body to send.
+func (x *exchange) newBody() io.ReadCloser { return x.body.lend(x.msg.NewBody()) }
 
 // clientGone reports whether the client has left.
 func (x *exchange) clientGone() bool { return x.r.Context().Err() != nil }

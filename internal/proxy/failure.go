@@ -3,6 +3,7 @@ package proxy
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"time"
 
@@ -19,6 +20,7 @@ type failure struct {
 	forbidden  *reply
 	noModel    *reply
 	spent      bool
+	oversized  string // says that the prompt is larger than any key's limit
 }
 
 // reply is an error for the client: an upstream's own, or one of ours where body is nil.
@@ -62,6 +64,10 @@ func (f *failure) note(x *exchange, a *answer) {
 	said, shaped := messages.ParseError(a.body)
 	switch a.verdict {
 	case limited:
+		if tokens, limit, oversized := a.lease.Oversized(); oversized {
+			f.oversized = fmt.Sprintf("the prompt is about %d tokens, and the largest limit of a key is %d input tokens a minute: no wait helps; shorten the prompt (compact the conversation) or add a key with a larger limit", tokens, limit)
+			return
+		}
 		f.dryFor(keypool.ParseRetryAfter(r.header))
 	case spent:
 		f.spent = true
@@ -100,6 +106,9 @@ func (f *failure) note(x *exchange, a *answer) {
 func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	x.outcome = outcomeFailed
 	switch {
+	case f.oversized != "":
+		w.Header().Set("X-Should-Retry", "false")
+		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, f.oversized)
 	case f.dry > 0 && f.dry <= dryWithin:
 		x.writeDry(w, f.dry)
 	case f.overloaded != nil:

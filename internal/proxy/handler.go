@@ -8,6 +8,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math/rand/v2"
 	"net/http"
 	"runtime/debug"
 	"slices"
@@ -50,9 +51,13 @@ type Live struct {
 	Config  Config
 	Clients *auth.Clients
 	Router  *router.Router
+	Classes *keypool.Classes // nil: the table of keypool alone
 	// Secrets are taken out of error bodies that upstreams send: provider keys
 	// and client tokens.
 	Secrets []secret.Value
+	// Seed is that of the hashes of prompts and conversations. One that is kept over
+	// restarts lets the pools' memory of both be kept, too. 0: a random one.
+	Seed uint64
 
 	scrub *scrubber
 }
@@ -64,13 +69,14 @@ type Handler struct {
 	cross    *http.CrossOriginProtection
 	draining atomic.Bool
 	active   atomic.Int64
+	seed     uint64          // of hashes, where the configuration has none
 	base     context.Context // of all requests
 	stop     context.CancelCauseFunc
 }
 
 // NewHandler returns a handler that serves live and logs one record a request.
 func NewHandler(live *Live, log zerolog.Logger) *Handler {
-	h := &Handler{log: log, cross: http.NewCrossOriginProtection()}
+	h := &Handler{log: log, cross: http.NewCrossOriginProtection(), seed: rand.Uint64()}
 	h.base, h.stop = context.WithCancelCause(context.Background())
 	h.Swap(live)
 	return h
@@ -87,6 +93,9 @@ func (h *Handler) Swap(live *Live) {
 	}
 	if next.Config.BodyTimeout <= 0 {
 		next.Config.BodyTimeout = DefaultBodyTimeout
+	}
+	if next.Seed == 0 {
+		next.Seed = h.seed
 	}
 	next.scrub = newScrubber(next.Secrets)
 	h.live.Store(&next)

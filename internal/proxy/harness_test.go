@@ -109,6 +109,7 @@ type upstream struct {
 	provider.Config
 	keys      []string
 	limits    keypool.KeyConfig // of each key
+	maxWait   time.Duration     // of its pool; 0: tests of refusals see them at once
 	transport http.RoundTripper // nil: a real one
 }
 
@@ -117,6 +118,7 @@ type setup struct {
 	proxy.Config
 	clients   []auth.ClientConfig // nil: alice and bob
 	upstreams []upstream
+	pipes     *pipes // nil: loopback sockets
 }
 
 // relay is a running relay and everything it wrote.
@@ -125,6 +127,7 @@ type relay struct {
 	url     string
 	handler *proxy.Handler
 	live    *proxy.Live
+	patient time.Duration // how long its clients are
 	server  *httptest.Server
 	client  *http.Transport
 	log     *logs
@@ -143,10 +146,16 @@ func relayOf(t testing.TB, sims ...*sim) *relay {
 // it. At the end of the test every lease must have been settled.
 func newRelay(t testing.TB, s setup) *relay {
 	t.Helper()
-	r := &relay{t: t, log: newLogs(), client: &http.Transport{DisableCompression: true}}
+	r := &relay{t: t, log: newLogs(), client: &http.Transport{DisableCompression: true}, patient: patient}
 	r.live = newLive(t, s, r.log.logger())
 	r.handler = proxy.NewHandler(r.live, r.log.logger())
-	r.server = httptest.NewUnstartedServer(r.handler)
+	if s.pipes == nil {
+		r.server = httptest.NewUnstartedServer(r.handler)
+	} else {
+		r.server = s.pipes.server("relay.test", r.handler)
+		r.client.DialContext, r.client.MaxIdleConnsPerHost = s.pipes.dial, 256
+		r.patient = time.Hour
+	}
 	r.server.Config.BaseContext = func(net.Listener) context.Context { return r.handler.Context() }
 	r.server.Config.DisableGeneralOptionsHandler = true
 	r.server.Config.MaxHeaderBytes = 64 << 10
@@ -188,7 +197,7 @@ func (u upstream) start(t testing.TB, log zerolog.Logger) *router.Upstream {
 	cfg := u.WithDefaults()
 	prov, err := provider.New(cfg)
 	require.NoError(t, err)
-	pool := keypool.PoolConfig{Logger: log}
+	pool := keypool.PoolConfig{Logger: log, MaxWait: &u.maxWait}
 	for _, k := range u.keys {
 		one := u.limits
 		one.Key = secret.New(k)
@@ -325,7 +334,7 @@ func (r *relay) do(c call) reply {
 // send is do without the record, for calls that run side by side.
 func (r *relay) send(c call) reply {
 	r.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patient)
+	ctx, cancel := context.WithTimeout(context.Background(), r.patient)
 	defer cancel()
 	resp, err := r.client.RoundTrip(r.request(c).WithContext(ctx))
 	if err != nil {

@@ -5,6 +5,8 @@ import (
 	"strconv"
 	"strings"
 	"time"
+
+	"cc-relay/internal/keypool"
 )
 
 // shown are the response headers that pass besides the Anthropic- family.
@@ -41,6 +43,30 @@ func (x *exchange) showHeaders(dst, src http.Header) {
 	}
 	dst["Cache-Control"] = noStore
 	x.expose(dst)
+}
+
+// showLimits tells a client the limits of the whole pool in the headers in which a
+// provider tells those of one organization, as far as all of them are known.
+func (x *exchange) showLimits(dst http.Header, pool *keypool.KeyPool) {
+	if x.demand.Class == keypool.ClassModels {
+		return
+	}
+	limits := pool.ClassLimits(x.demand.Class)
+	for _, l := range [...]struct {
+		names [3]string
+		keypool.PoolLimit
+	}{
+		{[3]string{"Anthropic-Ratelimit-Requests-Limit", "Anthropic-Ratelimit-Requests-Remaining", "Anthropic-Ratelimit-Requests-Reset"}, limits.Requests},
+		{[3]string{"Anthropic-Ratelimit-Input-Tokens-Limit", "Anthropic-Ratelimit-Input-Tokens-Remaining", "Anthropic-Ratelimit-Input-Tokens-Reset"}, limits.Input},
+		{[3]string{"Anthropic-Ratelimit-Output-Tokens-Limit", "Anthropic-Ratelimit-Output-Tokens-Remaining", "Anthropic-Ratelimit-Output-Tokens-Reset"}, limits.Output},
+	} {
+		if l.Limit == 0 {
+			continue
+		}
+		dst[l.names[0]] = []string{strconv.Itoa(l.Limit)}
+		dst[l.names[1]] = []string{strconv.Itoa(l.Remaining)}
+		dst[l.names[2]] = []string{time.Now().Add(l.Full + time.Second - 1).UTC().Truncate(time.Second).Format(time.RFC3339)}
+	}
 }
 
 var noStore = []string{"no-store"}

@@ -11,34 +11,69 @@ import (
 	"github.com/stretchr/testify/require"
 )
 
+// cached is the body of a request whose system prompt of about 2,000 tokens the
+// provider shall keep. Prompts differ by what they are about.
+func cached(model, about string, stream bool) string {
+	system := `"system":[{"type":"text","text":"` + about + strings.Repeat(" rules", 1334) + `","cache_control":{"type":"ephemeral"}}],"messages"`
+	return strings.Replace(ask(model, stream), `"messages"`, system, 1)
+}
+
+// ofSession is the header by which Claude Code names a session.
+func ofSession(id string) http.Header { return http.Header{"X-Claude-Code-Session-Id": {id}} }
+
+// withUserID adds the metadata by which others do.
+func withUserID(body, id string) string {
+	quoted, _ := json.Marshal(id)
+	return strings.Replace(body, `"max_tokens"`, `"metadata":{"user_id":`+string(quoted)+`},"max_tokens"`, 1)
+}
+
 // A conversation's next turn finds the prompt cache of the key that served it.
 func TestConversationsStayOnTheirKey(t *testing.T) {
 	leakFree(t)
-	session := func(id string) http.Header { return http.Header{"X-Claude-Code-Session-Id": {id}} }
-	userID := func(id string) string {
-		quoted, _ := json.Marshal(id)
-		return strings.Replace(ask(opus, false), `"max_tokens"`, `"metadata":{"user_id":`+string(quoted)+`},"max_tokens"`, 1)
-	}
+	body := cached(opus, "one", false)
 	for name, turn := range map[string]call{
-		"header":           {header: session("one"), body: ask(opus, false)},
-		"user_id, JSON":    {body: userID(`{"device_id":"d","account_uuid":"","session_id":"two"}`)},
-		"user_id, older":   {body: userID("user_abc_account__session_three")},
-		"session affinity": {header: http.Header{"X-Session-Affinity": {"four"}}, body: ask(opus, false)},
+		"header":           {header: ofSession("one"), body: body},
+		"user_id, JSON":    {body: withUserID(body, `{"device_id":"d","account_uuid":"","session_id":"two"}`)},
+		"user_id, older":   {body: withUserID(body, "user_abc_account__session_three")},
+		"session affinity": {header: http.Header{"X-Session-Affinity": {"four"}}, body: body},
+		"by its beginning": {body: body},
 	} {
 		t.Run(name, func(t *testing.T) {
 			a := newSim(t, "a", 5)
 			r := relayOf(t, a)
-			for range 7 { // others come between, and would each take the next key
+			for n := range 7 { // others come between, and would each take the next key
 				requireServed(t, r.do(turn), false)
-				requireServed(t, r.do(call{body: ask(opus, false)}), false)
+				requireServed(t, r.do(call{body: cached(opus, "other "+itoa(n), false)}), false)
 			}
-			used := map[string]bool{}
+			used, read := map[string]bool{}, 0
 			for i, rec := range a.Seen() {
 				if i%2 == 0 {
 					used[rec.Key] = true
+					read += rec.Usage.CacheRead
 				}
 			}
 			assert.Len(t, used, 1, "keys of one conversation: %v", used)
+			assert.Greater(t, read, 6*1900, "each turn but the first reads the cache")
+		})
+	}
+}
+
+// Where nothing of a conversation is cached there is no reason to stay: the load
+// spreads.
+func TestNothingCachedIsNoHome(t *testing.T) {
+	leakFree(t)
+	short := strings.Replace(cached(opus, "short", false), strings.Repeat(" rules", 1300), "", 1)
+	for name, body := range map[string]string{
+		"no cache_control": strings.Replace(cached(opus, "none", false), `,"cache_control":{"type":"ephemeral"}`, "", 1),
+		"below the least":  short,
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newSim(t, "a", 3)
+			r := relayOf(t, a)
+			for range 3 {
+				requireServed(t, r.do(call{header: ofSession("one"), body: body}), false)
+			}
+			assert.ElementsMatch(t, []string{"key-1", "key-2", "key-3"}, a.keysSeen())
 		})
 	}
 }
@@ -48,10 +83,12 @@ func TestConversationsBelongToTheirClient(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 2)
 	r := relayOf(t, a)
-	same := http.Header{"X-Claude-Code-Session-Id": {"one"}}
+	turn := call{header: ofSession("one"), body: cached(opus, "one", false)}
 	for range 3 {
-		requireServed(t, r.do(call{token: aliceToken, header: same, body: ask(opus, false)}), false)
-		requireServed(t, r.do(call{token: bobToken, header: same, body: ask(opus, false)}), false)
+		for _, token := range []string{aliceToken, bobToken} {
+			turn.token = token
+			requireServed(t, r.do(turn), false)
+		}
 	}
 	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
 }
@@ -63,7 +100,7 @@ func TestAConversationLeavesAnOverloadedHome(t *testing.T) {
 	busy.From = 2
 	a := newSim(t, "a", 2, busy)
 	r := relayOf(t, a)
-	turn := call{header: http.Header{"X-Claude-Code-Session-Id": {"one"}}, body: ask(opus, false)}
+	turn := call{header: ofSession("one"), body: cached(opus, "one", false)}
 	requireServed(t, r.do(turn), false)
 	requireServed(t, r.do(turn), false)
 	assert.Equal(t, []string{"key-1", "key-1", "key-2"}, a.keysSeen())
@@ -73,14 +110,17 @@ func TestAConversationLeavesAnOverloadedHome(t *testing.T) {
 // prompt, and must not move the home of the large ones.
 func TestConversationsHaveAHomePerModel(t *testing.T) {
 	leakFree(t)
-	a := newSim(t, "a", 2)
+	a := newSim(t, "a", 3)
 	r := relayOf(t, a)
-	session := http.Header{"X-Claude-Code-Session-Id": {"one"}}
+	seen := map[string]map[string]bool{opus: {}, haiku: {}}
 	for range 3 {
-		requireServed(t, r.do(call{header: session, body: ask(opus, false)}), false)
-		requireServed(t, r.do(call{header: session, body: ask(haiku, false)}), false)
+		for _, model := range []string{opus, haiku} {
+			requireServed(t, r.do(call{header: ofSession("one"), body: cached(model, "one", false)}), false)
+			seen[model][a.Seen()[len(a.Seen())-1].Key] = true
+		}
 	}
-	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
+	assert.Len(t, seen[opus], 1, "keys that served opus")
+	assert.Len(t, seen[haiku], 1, "keys that served haiku")
 }
 
 func TestAConversationMovesOnceWhenItsKeyDies(t *testing.T) {
@@ -89,7 +129,7 @@ func TestAConversationMovesOnceWhenItsKeyDies(t *testing.T) {
 	dead.From = 2
 	a := newSim(t, "a", 3, dead)
 	r := relayOf(t, a)
-	turn := call{header: http.Header{"X-Claude-Code-Session-Id": {"one"}}, body: ask(opus, false)}
+	turn := call{header: ofSession("one"), body: cached(opus, "one", false)}
 	for range 6 {
 		requireServed(t, r.do(turn), false)
 	}

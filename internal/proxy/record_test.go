@@ -7,9 +7,13 @@ import (
 	"slices"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/simulator"
 )
 
 // recordFields are the fields of an access record.
@@ -129,4 +133,50 @@ func TestPromptsAreNotLogged(t *testing.T) {
 	requireServed(t, got, true)
 	assert.NotContains(t, r.log.String(), "CANARY")
 	assert.NotContains(t, r.log.String(), "answer of the simulator")
+}
+
+// promptCanaries are what clients say, in every place where a conversation is known by it.
+func promptCanaries(stream bool, size int) call {
+	body := cached(opus, "SYSTEM-CANARY", stream)
+	body = strings.Replace(body, "hello", "PROMPT-CANARY"+strings.Repeat("four", size), 1)
+	return call{header: ofSession("SESSION-CANARY"), body: withUserID(body, `{"device_id":"DEVICE-CANARY","session_id":"SESSION-CANARY"}`)}
+}
+
+// Nor is what the pool knows of them: not where it waits, refuses, cools keys down,
+// finds whose they are, or sends a conversation home.
+func TestThePoolTellsNothingOfPrompts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		full := limit429("2")
+		full.Nth = 3
+		one := owner("a", 1, simulator.Limits{RPM: 6, ITPM: 20_000, OTPM: 10_000})
+		one.Keys = append(one.Keys, simulator.Key{Key: keyOf("a", 2)})
+		net := newPipes()
+		a := net.sim(t, "a", simulator.Config{Organizations: []simulator.Organization{one, owner("a", 3, simulator.Limits{RPM: 6})}, Faults: faults(full, key(3, status(401)))})
+		a.maxWait = 12 * time.Second
+		r := net.relay(t, a)
+		statuses, all := map[int]int{}, &strings.Builder{}
+		for n := range 16 {
+			got := r.do(promptCanaries(n%2 == 0, 1000))
+			statuses[got.status]++
+			if got.status != 200 {
+				all.WriteString(got.body)
+			}
+		}
+		require.NoError(t, a.SetFaults(faults(limit429("30"))))
+		time.Sleep(5 * time.Minute)
+		got := r.do(promptCanaries(true, 30_000))
+		assert.Equal(t, "false", got.header.Get("X-Should-Retry"), "the prompt is too large: %d %s", got.status, got.body)
+		all.WriteString(got.body)
+		r.do(promptCanaries(true, 10))
+		crowd(r, promptCanaries(true, 10), promptCanaries(true, 10), promptCanaries(true, 10))
+
+		log := r.log.String()
+		for _, part := range []string{"key chosen", "key cools down", "no key can serve", "belong to one organization", "key is out", `"cache_read_tokens":2`} {
+			require.Contains(t, log, part, "the log proves little; statuses %v", statuses)
+		}
+		assert.NotContains(t, log+all.String(), "CANARY")
+		assert.NotContains(t, log+all.String(), "c0ffee5eed1e55", "a part of every key")
+		assert.NotContains(t, log+all.String(), "relay-token-")
+		assert.NotContains(t, log, "org-a", "whose a key is")
+	})
 }

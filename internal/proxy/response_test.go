@@ -5,6 +5,7 @@ import (
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -46,6 +47,21 @@ var upstreamHeaders = http.Header{
 	"Anthropic-Ratelimit-Output-Tokens-Reset": {"2026-11-23T16:00:00Z"},
 	"Anthropic-Ratelimit-Input-Tokens-Limit":  {"2000"},
 	"Anthropic-Ratelimit-Something-Not-Invented-So-Far": {"1"},
+}
+
+// requirePoolLimits checks the limits of the pool, as far as upstreamHeaders
+// tell them: with one key they are the key's.
+func requirePoolLimits(t *testing.T, got http.Header) {
+	t.Helper()
+	assert.Equal(t, "1000", got.Get("Anthropic-Ratelimit-Requests-Limit"))
+	assert.Equal(t, "999", got.Get("Anthropic-Ratelimit-Requests-Remaining"))
+	assert.Equal(t, "2000", got.Get("Anthropic-Ratelimit-Input-Tokens-Limit"))
+	for _, kind := range []string{"Requests", "Input-Tokens"} {
+		name := "Anthropic-Ratelimit-" + kind + "-Reset"
+		reset, err := time.Parse(time.RFC3339, got.Get(name))
+		require.NoError(t, err, name)
+		assert.WithinDuration(t, time.Now(), reset, 5*time.Second, name)
+	}
 }
 
 // shownHeaders is what of them a client gets, besides the relay's own.
@@ -98,6 +114,15 @@ func TestResponseHeaders(t *testing.T) {
 					want["X-Cc-Relay-Attempts"] = []string{"1"}
 					want["X-Cc-Relay-Wait-Ms"] = []string{"0"}
 					want["X-Cc-Relay-Request-Id"] = []string{got.record["request_id"].(string)}
+				}
+				if tt.first == "200 OK" {
+					requirePoolLimits(t, got.header)
+					for _, kind := range []string{"Requests", "Input-Tokens"} {
+						for _, what := range []string{"Limit", "Remaining", "Reset"} {
+							name := "Anthropic-Ratelimit-" + kind + "-" + what
+							want[name] = got.header[name]
+						}
+					}
 				}
 				assert.Equal(t, want, got.header)
 			})

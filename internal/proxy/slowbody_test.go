@@ -18,41 +18,19 @@ import (
 	"cc-relay/internal/proxy"
 )
 
-// pipeListener hands out one connection, for servers inside a bubble.
-type pipeListener struct {
-	conn   chan net.Conn
-	closed chan struct{}
-}
-
-func (l *pipeListener) Accept() (net.Conn, error) {
-	select {
-	case c := <-l.conn:
-		return c, nil
-	case <-l.closed:
-		return nil, net.ErrClosed
-	}
-}
-
-func (l *pipeListener) Close() error {
-	close(l.closed)
-	return nil
-}
-
-func (l *pipeListener) Addr() net.Addr { return &net.TCPAddr{} }
-
 // overPipe serves a relay's handler inside a bubble and returns the client's end.
 func overPipe(t *testing.T, rt http.RoundTripper) net.Conn {
 	t.Helper()
 	live := newLive(t, setup{upstreams: []upstream{memory(rt)}}, newLogs().logger())
-	l := &pipeListener{conn: make(chan net.Conn, 1), closed: make(chan struct{})}
+	l := newPipeListener("relay.test")
 	srv := &http.Server{Handler: proxy.NewHandler(live, newLogs().logger()), ReadHeaderTimeout: 10 * time.Second, IdleTimeout: 5 * time.Minute}
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
 		_ = srv.Serve(l) // until the cleanup closes it
 	}()
-	client, server := net.Pipe()
-	l.conn <- server
+	client, err := l.dial(t.Context())
+	require.NoError(t, err)
 	t.Cleanup(func() {
 		_ = client.Close()
 		_ = srv.Close()

@@ -11,7 +11,6 @@ import (
 
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
-	"cc-relay/internal/ratelimit"
 )
 
 // maxTail is how much of an unfinished frame is held back.
@@ -39,9 +38,11 @@ func (h *Handler) forward(w http.ResponseWriter, x *exchange, a *answer) {
 		x.writeReply(w, &reply{status: a.status, header: a.resp.Header, body: a.body})
 	case a.frames != nil:
 		x.showHeaders(w.Header(), a.resp.Header)
+		x.showLimits(w.Header(), a.up.Pool)
 		a.stream(w, x)
 	default:
 		x.showHeaders(w.Header(), a.resp.Header)
+		x.showLimits(w.Header(), a.up.Pool)
 		a.json(w, x)
 	}
 }
@@ -56,13 +57,25 @@ func (a *answer) end(x *exchange) {
 		x.partial = !a.meter.Complete()
 	}
 	x.usage = a.usage
-	used := ratelimit.Tokens{Input: a.usage.Input + a.usage.CacheWrite, Output: a.usage.Output}
-	if !a.metered && a.verdict == served && x.demand.Class != keypool.ClassCountTokens {
-		used.Input = a.lease.Held().Input
+	used := keypool.Usage{
+		Input:      a.usage.Input,
+		CacheWrite: a.usage.CacheWrite,
+		CacheRead:  a.usage.CacheRead,
+		Output:     a.usage.Output,
+		Partial:    x.partial,
+		Unreported: !a.metered && a.verdict == served,
+	}
+	if max(a.usage.Prompt(), a.usage.Output) > mostTokens { // a debt of hours for a mistake in a report
+		used = keypool.Usage{Unreported: true}
 	}
 	a.lease.Settle(used)
 	a.close()
 }
+
+// mostTokens is more than any answer can cost: the largest context is 1,000,000
+// tokens, and server tools may read it more than once. Source:
+// https://platform.claude.com/docs/en/about-claude/models/overview.
+const mostTokens = 10_000_000
 
 // json writes a JSON answer, whole or, where it is very long, as it comes.
 func (a *answer) json(w http.ResponseWriter, x *exchange) {
@@ -107,6 +120,8 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			}
 			a.meter.Frame(frame)
 			switch string(frame.Event) {
+			case messages.EventContentBlockDelta:
+				a.produced += outputOf(frame.Data)
 			case messages.EventMessageStop:
 				done = true
 			case messages.EventError:
@@ -121,6 +136,7 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			a.watch.pause()
 			x.write(w, x.scrubTail(run, said))
 			a.frames.Discard()
+			a.produce()
 			halfEnd = run[len(run)-1] == '\r'
 		}
 		if done {
@@ -133,6 +149,24 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 		}
 		a.watch.extend(time.Now(), a.up.IdleTimeout)
 		_, a.readErr = a.frames.Fill(a.resp.Body)
+	}
+}
+
+// Output is counted while it passes, because the provider counts it so; what the
+// frames hold besides text is about deltaFrame bytes, and a token of text about 4.
+const (
+	deltaFrame   = 96
+	textPerToken = 4
+	produceStep  = 16 // tokens worth telling the pool
+)
+
+// outputOf estimates the tokens of one delta.
+func outputOf(data []byte) int { return 1 + max(0, len(data)-deltaFrame)/textPerToken }
+
+func (a *answer) produce() {
+	if a.produced >= produceStep {
+		a.lease.Produced(a.produced)
+		a.produced = 0
 	}
 }
 

@@ -176,7 +176,7 @@ func (tr trouble) start(t *testing.T, keys int, only string) *sim {
 	f.Key = only
 	a := newSim(t, "a", keys, f)
 	if tr.slow {
-		a.FirstTokenTimeout, a.ResponseTimeout = 150*time.Millisecond, 150*time.Millisecond
+		a.FirstTokenTimeout, a.ResponseTimeout = 600*time.Millisecond, 600*time.Millisecond
 	}
 	return a
 }
