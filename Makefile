@@ -14,12 +14,13 @@ TOOL := go tool -modfile='$(CURDIR)/tools/go.mod'
 NESTED := $(patsubst %/go.mod,%,$(wildcard e2e/go.mod bench/go.mod))
 FUZZTIME ?= 60s
 BENCHCOUNT ?= 1
+SEED ?= 1
 HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
 
-.PHONY: help build demo test check fmt vet lint tidy race vuln bench fuzz e2e
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool fuzz e2e
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9]+:.*## / { printf "  %-6s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## one static binary, ./cc-relay
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o cc-relay ./cmd/cc-relay
@@ -62,6 +63,12 @@ vuln: ## no known vulnerability is reachable
 bench: ## Go benchmarks, then the load run
 	go test -run='^$$' -bench=. -benchmem -count=$(BENCHCOUNT) $(HOT)
 	go run ./bench
+
+bench-pool: ## ways to choose a key, replayed in virtual time; SEED=1 is the first of five
+	@rc=0; \
+	go run ./bench/pool -seed=$(SEED) -check=ours || rc=1; \
+	go run ./bench/pool -seed=$(SEED) -check=ours -policies=ours -scenario=dead,cut,cut-one,529,restart || rc=1; \
+	exit $$rc
 
 fuzz: ## every fuzz target for FUZZTIME=60s
 	@pkgs=$$(go list ./...); \

@@ -12,6 +12,7 @@ func (w Window) has(t time.Duration) bool { return t >= w.From && t < w.To }
 
 // Result is what one policy reached in one run.
 type Result struct {
+	Scenario string `json:",omitempty"`
 	Policy   string
 	Workload string
 	Pool     string
@@ -33,7 +34,8 @@ type Result struct {
 	Hits, Cost float64
 	// Used is the demand of completed turns over the summed limit, of the limit used
 	// most: above 1 where a bucket was full at the start of the window.
-	Used float64
+	Used  float64
+	tally // of a scenario
 	// Took is the time of the computation, in seconds.
 	Took float64
 }

@@ -158,6 +158,9 @@ func best(rng *rand.Rand, keys []int, value func(int) float64) int {
 
 func (p *lastHeaders) Answered(now time.Time, r *Request, h *Head) {
 	p.cooling.Answered(now, r, h)
+	if h.Requests.Limit == 0 { // what was known stays
+		return
+	}
 	tokens := ratio(float64(h.Input.Remaining+h.Output.Remaining), float64(h.Input.Limit+h.Output.Limit))
 	p.share[r.Key] = min(tokens, ratio(float64(h.Requests.Remaining), float64(h.Requests.Limit)))
 }
@@ -225,7 +228,7 @@ func (p *errorWeights) Pick(now time.Time, r *Request) Decision {
 }
 
 func (p *errorWeights) Answered(_ time.Time, r *Request, h *Head) {
-	if h.Status == 429 {
+	if h.Status != 200 {
 		p.weight[r.Key] = max(p.weight[r.Key]/2, 0.01)
 		return
 	}

@@ -15,8 +15,9 @@ type Policy interface {
 	// r.Key. One that waits is asked again at the time named, one that a provider
 	// has refused is asked again with that key in r.Tried.
 	Pick(now time.Time, r *Request) Decision
-	// Answered tells of the head of the answer to r on r.Key: 200 or 429. After a
-	// 429 nothing more of that dispatch is told.
+	// Answered tells of the head of the answer to r on r.Key: 200, 429, and in some
+	// scenarios 401 or 529. After another than 200 nothing more of that dispatch is
+	// told.
 	Answered(now time.Time, r *Request, h *Head)
 	// Produced tells of n more tokens of output.
 	Produced(now time.Time, r *Request, n int)
@@ -39,24 +40,31 @@ type Request struct {
 	Conversation uint64 // the same for all turns of a session
 	Bytes        int    // of the prompt
 	MaxTokens    int
-	// Chain[i] stands for the prompt through block i; BytesThrough(i) is its length.
-	// What follows the last block is never cached.
+	// Chain[i] stands for the prompt through content block i; BytesThrough(i) is its
+	// length. What follows the last block is never cached.
 	Chain []uint64
 	// Breakpoints are indexes into Chain, rising: where the client asks for caching.
 	Breakpoints []int
 	Since       time.Time // of arrival; budgets of waiting count from here
-	Tried       []int     // keys that have refused it, oldest first
+	Tried       []int     // keys that have refused it, oldest first; may name one twice
 	Key         int       // of the dispatch under way
 	// Lease is the policy's own; the bench does not touch it.
 	Lease any
 
+	ends       []int // of the content blocks, in blocks of blockTokens
 	blockBytes float64
 }
 
-// BytesThrough is the length of the prompt through block i of the chain.
-func (r *Request) BytesThrough(i int) int { return int(float64(i+1) * r.blockBytes) }
+// BytesThrough is the length of the prompt through content block i of the chain.
+func (r *Request) BytesThrough(i int) int { return int(float64(r.ends[i]) * r.blockBytes) }
 
 func (r *Request) tried(key int) bool { return slices.Contains(r.Tried, key) }
+
+// spent: key has refused r, and once more after r has waited for it.
+func (r *Request) spent(key int) bool {
+	at := slices.Index(r.Tried, key)
+	return at >= 0 && slices.Contains(r.Tried[at+1:], key)
+}
 
 // Decision is what becomes of a request; the zero Decision refuses it.
 type Decision struct {
@@ -79,7 +87,7 @@ type Reading struct {
 
 // Head is the head of an answer: a status and the rate-limit headers.
 type Head struct {
-	Status                  int // 200 or 429
+	Status                  int // 200, 401, 429 or 529
 	Requests, Input, Output Reading
 	RetryAfter              time.Duration // with 429
 	Date                    time.Time     // whole seconds, as the header has it
@@ -88,7 +96,7 @@ type Head struct {
 }
 
 func newHead(now time.Time, status int, l simulator.Levels) *Head {
-	h := &Head{Status: status, Date: now.Truncate(time.Second), levels: l}
+	h := &Head{Status: status, Date: now.Truncate(time.Second), levels: l} // the zero Levels: no limits, no headers
 	h.Requests = h.reading(l.Requests, 1)
 	h.Input = h.reading(l.Input, 1000)
 	h.Output = h.reading(l.Output, 1000)

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"io"
 	"testing"
 	"time"
 
@@ -29,15 +28,13 @@ func shortTrace(t *testing.T, w string, load float64) (Trace, []outcome) {
 func playPolicy(t *testing.T, name string, seed uint64, tr Trace) ([]outcome, Policy) {
 	t.Helper()
 	p := policies[name].make(little, seed)
-	x, err := newReplay(tr, little, p, short.To)
-	require.NoError(t, err)
-	got, err := x.run()
+	got, err := replayOn(t, tr, little, p, short.To).run()
 	require.NoError(t, err)
 	return got, p
 }
 
 // Every policy brings every turn it was asked for to an end, and decides the same
-// when asked the same.
+// when asked the same, unless it draws.
 func TestPolicies(t *testing.T) {
 	tr, _ := shortTrace(t, "agent", 1.2)
 	for _, name := range policyNames() {
@@ -53,23 +50,27 @@ func TestPolicies(t *testing.T) {
 			}
 			assert.Zero(t, count[pending], "turns without an end: %v", count)
 			assert.Positive(t, count[completed], "%v", count)
-			again, _ := playPolicy(t, name, 1, tr)
-			assert.Equal(t, got, again)
+			if !policies[name].draws {
+				again, _ := playPolicy(t, name, 1, tr)
+				assert.Equal(t, got, again)
+			}
 		})
 	}
 }
 
-func TestReferenceLosesNothingBelowCapacity(t *testing.T) {
+func TestNothingIsLostBelowCapacity(t *testing.T) {
 	for _, workload := range workloadNames() {
-		t.Run(workload, func(t *testing.T) {
-			tr, ideal := shortTrace(t, workload, 0.8)
-			got, _ := playPolicy(t, "reference", 1, tr)
-			r := measure(tr, little, ideal, got, short)
-			assert.GreaterOrEqual(t, r.Goodput, 0.99)
-			assert.Zero(t, r.Failed)
-			assert.LessOrEqual(t, r.Refused, 1.0)
-			assert.GreaterOrEqual(t, r.Hits, 0.97)
-		})
+		tr, ideal := shortTrace(t, workload, 0.8)
+		for _, name := range []string{"ours", "reference"} {
+			t.Run(workload+" "+name, func(t *testing.T) {
+				got, _ := playPolicy(t, name, 1, tr)
+				r := measure(tr, little, ideal, got, short)
+				assert.GreaterOrEqual(t, r.Goodput, 0.99)
+				assert.Zero(t, r.Failed)
+				assert.LessOrEqual(t, r.Refused, 1.0)
+				assert.GreaterOrEqual(t, r.Hits, 0.97)
+			})
+		}
 	}
 }
 
@@ -84,35 +85,4 @@ func TestReferenceHoldsNothingAtTheEnd(t *testing.T) {
 		assert.InDelta(t, 0, k.resOut, 1e-6, "key %d", i)
 		assert.InDeltaSlice(t, []float64{0, 0}, k.plan[:], 1e-3, "key %d", i)
 	}
-}
-
-func TestARestartWithStateLosesNothing(t *testing.T) {
-	s := suite{
-		policies: []string{"reference"}, workloads: []string{"agent"}, pools: []string{"8eq"}, loads: []float64{0.3},
-		seeds: 1, peerSeeds: 1, firstSeed: 1, window: short, restart: 3 * time.Minute,
-	}
-	results, err := s.run(io.Discard)
-	require.NoError(t, err)
-	require.Len(t, results, 1)
-	assert.GreaterOrEqual(t, results[0].Goodput, 0.995)
-	assert.GreaterOrEqual(t, results[0].Hits, 0.99)
-	assert.Zero(t, results[0].Failed)
-}
-
-func TestRequestsStayWithThePolicyThatGotThem(t *testing.T) {
-	var made []*script
-	of := strategy{make: func(Pool, uint64) Policy {
-		made = append(made, &script{pick: always(0)})
-		return made[len(made)-1]
-	}}
-	tr := Trace{
-		{Input: 100, Output: 600, Parent: -1, Bytes: 4}, // takes 11 s
-		{Start: 6 * time.Second, Input: 100, Output: 60, Parent: -1, Bytes: 4},
-	}
-	tr.link()
-	_, err := suite{window: short, restart: 5 * time.Second}.replay(tr, oneSmall, of, 1)
-	require.NoError(t, err)
-	require.Len(t, made, 2, "a policy without state starts from nothing")
-	assert.Equal(t, []int{600, 60}, []int{made[0].made, made[1].made})
-	assert.Equal(t, []int{1, 1}, []int{len(made[0].ends), len(made[1].ends)})
 }

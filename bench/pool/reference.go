@@ -41,6 +41,7 @@ type refKey struct {
 	newest       int        // dispatch whose headers were merged last
 	unacked      []*refLease
 	cool         time.Time
+	dead         bool // a run is too short to ask it again
 	last429      time.Time
 	index        map[uint64]time.Time // expiry of cached prefixes
 	sweepAt      int
@@ -65,7 +66,7 @@ type refLease struct {
 
 // refView is one key as seen by one request.
 type refView struct {
-	key, hit  int // blocks of the chain that are cached there
+	key, hit  int // content blocks of the chain that are cached there
 	u, d, h   float64
 	hitTokens float64
 }
@@ -92,7 +93,7 @@ func newReference(pool Pool, seed uint64) Policy {
 func (p *reference) Restart(now time.Time) Policy {
 	fresh := &reference{rng: p.rng, homes: maps.Clone(p.homes), pred: p.pred, beta: p.beta}
 	for _, k := range p.keys {
-		fresh.keys = append(fresh.keys, &refKey{known: k.known, lim: k.lim, cap: k.cap, lvl: k.lvl, at: now, index: maps.Clone(k.index)})
+		fresh.keys = append(fresh.keys, &refKey{known: k.known, dead: k.dead, lim: k.lim, cap: k.cap, lvl: k.lvl, at: k.at, index: maps.Clone(k.index)})
 	}
 	return fresh
 }
@@ -108,7 +109,7 @@ func (p *reference) Pick(now time.Time, r *Request) Decision {
 	}
 	lease = &refLease{}
 	r.Lease = lease
-	home := p.home(now, r)
+	home := p.home(now, r, own)
 	views := p.look(now, r, home, own)
 	waited := now.Sub(r.Since).Seconds()
 	budget := refBudget - waited
@@ -116,7 +117,7 @@ func (p *reference) Pick(now time.Time, r *Request) Decision {
 		budget = 1 - waited
 	}
 	free, soonest := p.choose(views)
-	if free != nil && free.hit < len(r.Chain)/2 {
+	if free != nil && 2*free.hitTokens < float64(r.Bytes)*p.beta {
 		p.coldFree = now
 	}
 	if i := slices.IndexFunc(views, func(v refView) bool { return v.key == home }); i >= 0 && views[i].hitTokens >= refMinCached {
@@ -141,11 +142,20 @@ func (p *reference) Pick(now time.Time, r *Request) Decision {
 }
 
 // home is the key of the conversation's last turn, -1 if there is none.
-func (p *reference) home(now time.Time, r *Request) int {
-	if h, ok := p.homes[r.Conversation]; ok && now.Sub(h.last) < refTTL && !r.tried(h.key) {
+func (p *reference) home(now time.Time, r *Request, own int) int {
+	if h, ok := p.homes[r.Conversation]; ok && now.Sub(h.last) < refTTL && p.candidate(now, r, h.key, own) {
 		return h.key
 	}
 	return -1
+}
+
+// candidate: r may be sent to key, now or after a wait. A key that has refused r
+// is one once more if r waits until it has cooled down.
+func (p *reference) candidate(now time.Time, r *Request, key, own int) bool {
+	if p.keys[key].dead || r.spent(key) {
+		return false
+	}
+	return !r.tried(key) || key == own || p.keys[key].cool.After(now)
 }
 
 // look views all keys, or of very many keys the home and four others, unless none
@@ -158,7 +168,7 @@ func (p *reference) look(now time.Time, r *Request, home, own int) []refView {
 		}
 		for range 4 {
 			k := draw(p.rng, p.all(), func(k int) float64 { return p.weight(k) })
-			if !r.tried(k) && !slices.ContainsFunc(p.eval, func(v refView) bool { return v.key == k }) {
+			if p.candidate(now, r, k, own) && !slices.ContainsFunc(p.eval, func(v refView) bool { return v.key == k }) {
 				p.eval = append(p.eval, p.view(now, r, k, own))
 			}
 		}
@@ -168,7 +178,7 @@ func (p *reference) look(now time.Time, r *Request, home, own int) []refView {
 		p.eval = p.eval[:0]
 	}
 	for k := range p.keys {
-		if !r.tried(k) {
+		if p.candidate(now, r, k, own) {
 			p.eval = append(p.eval, p.view(now, r, k, own))
 		}
 	}
@@ -234,7 +244,7 @@ func (p *reference) view(now time.Time, r *Request, key, own int) refView {
 		return v
 	}
 	have := k.lvl
-	if v.hit < (len(r.Chain)+1)/2 && key != own {
+	if 2*v.hitTokens < float64(r.Bytes)*p.beta && key != own {
 		have[req] -= k.plan[req]
 		have[in] -= k.plan[in]
 	}
@@ -254,7 +264,7 @@ func (p *reference) view(now time.Time, r *Request, key, own int) refView {
 	return v
 }
 
-// hit is how many blocks of the prompt are cached on k, looked for as the provider does.
+// hit is how many content blocks of the prompt are cached on k, looked for as the provider does.
 func (p *reference) hit(now time.Time, r *Request, k *refKey) int {
 	for b := len(r.Breakpoints) - 1; b >= 0; b-- {
 		at := r.Breakpoints[b]
@@ -301,19 +311,26 @@ func (p *reference) Answered(now time.Time, r *Request, h *Head) {
 	k := p.keys[lease.key]
 	k.refill(now)
 	k.unacked = slices.DeleteFunc(k.unacked, func(l *refLease) bool { return l == lease })
-	if h.Status == 429 {
+	if h.Status != 200 {
 		k.lvl[req]++
 		k.lvl[in] += lease.u
 		k.resOut -= lease.outstanding
 		lease.outstanding = 0
+	}
+	switch h.Status {
+	case 401:
+		k.dead = true
+		return
+	case 529:
+		return
+	case 429:
 		k.chill(now, h.RetryAfter)
+	case 200:
+		p.remember(now, r, k, lease.sent.Add(refTTL))
 	}
 	if lease.seq >= k.newest {
 		k.newest = lease.seq
 		k.merge(now, lease, h)
-	}
-	if h.Status == 200 {
-		p.remember(now, r, k, lease.sent.Add(refTTL))
 	}
 }
 

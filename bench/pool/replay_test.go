@@ -31,11 +31,17 @@ func (s *script) Ended(_ time.Time, _ *Request, u simulator.Usage, gone bool) {
 	}
 }
 
+func replayOn(t testing.TB, tr Trace, pool Pool, p Policy, horizon time.Duration) *replay {
+	t.Helper()
+	from, err := newProvider(pool, scenario{}, 0, 1)
+	require.NoError(t, err)
+	return newReplay(tr, from, p, horizon)
+}
+
 func play(t *testing.T, tr Trace, pool Pool, p Policy, change func(*replay)) []outcome {
 	t.Helper()
 	tr.link()
-	x, err := newReplay(tr, pool, p, time.Hour)
-	require.NoError(t, err)
+	x := replayOn(t, tr, pool, p, time.Hour)
 	if change != nil {
 		change(x)
 	}
@@ -100,11 +106,11 @@ func TestClientsGiveUp(t *testing.T) {
 			tr := Trace{{Input: 100, Output: 1, Parent: -1, Bytes: 4}, {Input: 100, Output: 1, Parent: 0, Bytes: 4}}
 			asked := 0
 			p := &script{pick: func(time.Time, *Request) Decision { asked++; return refuse(tc.after) }}
-			got := play(t, tr, oneSmall, p, nil)
+			got := play(t, tr, oneSmall, p, func(x *replay) { x.stop = true })
 			assert.Equal(t, []status{failed, unasked}, []status{got[0].status, got[1].status})
 			assert.Equal(t, tc.asked, asked)
 
-			got = play(t, tr, oneSmall, p, func(x *replay) { x.goOn = true })
+			got = play(t, tr, oneSmall, p, nil)
 			assert.Equal(t, []status{failed, failed}, []status{got[0].status, got[1].status}, "the session goes on")
 		})
 	}
@@ -126,9 +132,7 @@ func TestAPolicyThatWaitsInPlaceIsAnError(t *testing.T) {
 	p := &script{pick: func(now time.Time, _ *Request) Decision { return waitUntil(now) }}
 	tr := Trace{{Input: 100, Output: 1, Parent: -1, Bytes: 4}}
 	tr.link()
-	x, err := newReplay(tr, oneSmall, p, time.Hour)
-	require.NoError(t, err)
-	_, err = x.run()
+	_, err := replayOn(t, tr, oneSmall, p, time.Hour).run()
 	assert.ErrorIs(t, err, errStuck)
 }
 
@@ -187,9 +191,7 @@ func BenchmarkReplay(b *testing.B) {
 	tr := workloads["agent"].generate(1, 10, 5*time.Minute)
 	turns := 0
 	for b.Loop() {
-		x, err := newReplay(tr, pools["8eq"], newReference(pools["8eq"], 1), 5*time.Minute)
-		require.NoError(b, err)
-		got, err := x.run()
+		got, err := replayOn(b, tr, pools["8eq"], newReference(pools["8eq"], 1), 5*time.Minute).run()
 		require.NoError(b, err)
 		turns = len(got)
 	}

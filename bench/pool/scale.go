@@ -144,10 +144,11 @@ func (p Pool) perWindow(win Window) demand {
 // idealRun plays a trace against one key without limits: nothing waits, and one
 // cache, as large as it may be, holds every prefix for as long as providers do.
 func idealRun(tr Trace, horizon time.Duration) ([]outcome, error) {
-	x, err := newReplay(tr, unlimited, alone{}, horizon)
+	from, err := newProvider(unlimited, scenario{}, 0, 0)
 	if err != nil {
 		return nil, err
 	}
+	x := newReplay(tr, from, alone{}, horizon)
 	x.step = math.MaxInt
 	return x.run()
 }

@@ -27,8 +27,9 @@ type Turn struct {
 	// Gone: the client leaves when Output tokens have been made.
 	Gone bool
 
-	chain    []uint64
-	points   []int
+	chain    []uint64 // of content blocks: each stands for the prompt through it
+	ends     []int    // of the same, in blocks of blockTokens
+	points   []int    // indexes of chain where a breakpoint stands
 	children []int
 	session  int // index of the first turn of its session
 }
@@ -39,42 +40,74 @@ func (t *Turn) blocks() int { return t.Input / blockTokens }
 // Trace is a sequence of turns, parents before their children.
 type Trace []Turn
 
+// turnBlocks is how many content blocks a turn adds to a prompt: what the model
+// said, its tool call, and the tool's result. Caches know prefixes by these.
+const turnBlocks = 3
+
 // link derives what replaying needs: chains, breakpoints, children, sessions.
 func (tr Trace) link() {
 	extended := make([]bool, len(tr)) // the chain's spare room is taken
 	for i := range tr {
 		t := &tr[i]
-		t.children, t.chain, t.session = nil, nil, i
+		t.children, t.chain, t.ends, t.session = nil, nil, nil, i
 		shared := 0
 		if t.Parent >= 0 {
 			p := &tr[t.Parent]
 			p.children = append(p.children, i)
 			t.session = p.session
-			shared = min(t.Shared, len(p.chain), t.blocks())
-			if shared == len(p.chain) && !extended[t.Parent] {
-				t.chain, extended[t.Parent] = p.chain, true
+			shared = min(t.Shared, p.blocks(), t.blocks())
+			n, _ := slices.BinarySearch(p.ends, shared+1) // that many ends are shared
+			if n == len(p.ends) && !extended[t.Parent] {
+				t.chain, t.ends, extended[t.Parent] = p.chain, p.ends, true
 			} else {
-				t.chain = slices.Clone(p.chain[:shared])
+				t.chain, t.ends = slices.Clone(p.chain[:n]), slices.Clone(p.ends[:n])
 			}
 		}
-		for b := shared; b < t.blocks(); b++ {
-			if b < t.SystemBlocks {
-				t.chain = append(t.chain, mix(0x53, uint64(t.System), uint64(b)))
-			} else {
-				t.chain = append(t.chain, mix(0x54, uint64(i), uint64(b)))
-			}
-		}
-		t.points = breakpoints(t.SystemBlocks, shared, t.blocks())
+		tr.extend(i, shared)
+		t.points = t.breakpoints(shared)
 	}
 }
 
-// breakpoints are where a coding agent sets them: behind the system prompt, at the
-// end of the last prompt, and at the end of this one.
-func breakpoints(system, shared, blocks int) []int {
+// extend adds the content blocks that turn i does not share with its parent.
+func (tr Trace) extend(i, shared int) {
+	t := &tr[i]
+	add := func(end int) {
+		if n := len(t.ends); end > 0 && (n == 0 || end > t.ends[n-1]) {
+			t.ends = append(t.ends, end)
+			t.chain = append(t.chain, tr.hash(i, end))
+		}
+	}
+	if shared < t.SystemBlocks {
+		add(min(t.SystemBlocks, t.blocks()))
+	}
+	add(shared)
+	from := max(shared, t.SystemBlocks)
+	for n := 1; n <= turnBlocks; n++ {
+		add(from + (t.blocks()-from)*n/turnBlocks)
+	}
+}
+
+// hash stands for the prompt of turn i through its block number end: equal where
+// the trace says that two prompts are.
+func (tr Trace) hash(i, end int) uint64 {
+	t := &tr[i]
+	for t.Parent >= 0 && end <= min(t.Shared, tr[t.Parent].blocks()) {
+		i = t.Parent
+		t = &tr[i]
+	}
+	if end <= t.SystemBlocks {
+		return mix(0x53, uint64(t.System), uint64(end))
+	}
+	return mix(0x54, uint64(i), uint64(end))
+}
+
+// breakpoints are indexes into the chain where a coding agent sets them: behind the
+// system prompt, at the end of the last prompt, and at the end of this one.
+func (t *Turn) breakpoints(shared int) []int {
 	var points []int
-	for _, n := range []int{min(system, blocks), shared, blocks} {
-		if n > 0 {
-			points = append(points, n-1)
+	for _, end := range []int{min(t.SystemBlocks, t.blocks()), shared, t.blocks()} {
+		if at, ok := slices.BinarySearch(t.ends, end); ok {
+			points = append(points, at)
 		}
 	}
 	slices.Sort(points)

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -22,9 +23,10 @@ func TestParseTrace(t *testing.T) {
 	assert.Equal(t, []int{0, 0, 2}, []int{tr[0].session, tr[1].session, tr[2].session})
 	assert.Equal(t, []int{0, 0, 1}, []int{tr[0].Conversation, tr[1].Conversation, tr[2].Conversation})
 	assert.Equal(t, []int{1}, tr[0].children)
-	assert.Len(t, tr[1].chain, 5)
-	assert.Equal(t, tr[0].chain, tr[1].chain[:3])
-	assert.Equal(t, []int{1, 2, 4}, tr[1].points, "behind system, last prompt, this prompt")
+	assert.Equal(t, []int{2, 3}, tr[0].ends, "the system prompt, then what was said")
+	assert.Equal(t, []int{2, 3, 4, 5}, tr[1].ends, "a turn adds up to three content blocks")
+	assert.Equal(t, tr[0].chain, tr[1].chain[:2])
+	assert.Equal(t, []int{0, 1, 3}, tr[1].points, "behind system, last prompt, this prompt")
 	for i := range tr {
 		assert.GreaterOrEqual(t, tr[i].Bytes, 3.2, "row %d", i)
 		assert.LessOrEqual(t, tr[i].Bytes, 4.8, "row %d", i)
@@ -73,9 +75,14 @@ func FuzzParseTrace(f *testing.F) {
 		}
 		for i, turn := range tr {
 			require.Less(t, turn.Parent, i, "turn %d", i)
-			require.Len(t, turn.chain, turn.blocks(), "turn %d", i)
-			if turn.Parent >= 0 {
-				require.Equal(t, tr[turn.Parent].chain[:turn.Shared], turn.chain[:turn.Shared], "turn %d shares what it says", i)
+			require.Len(t, turn.ends, len(turn.chain), "turn %d", i)
+			require.True(t, turn.blocks() == 0 || turn.ends[len(turn.ends)-1] == turn.blocks(), "turn %d: all whole blocks are in the chain", i)
+			for b, end := range turn.ends {
+				require.True(t, b == 0 || end > turn.ends[b-1], "turn %d: %v rise", i, turn.ends)
+				require.Equal(t, tr.hash(i, end), turn.chain[b], "turn %d: what is shared has one hash", i)
+			}
+			for _, at := range turn.points {
+				require.Less(t, at, len(turn.chain), "turn %d", i)
 			}
 		}
 	})
@@ -93,11 +100,26 @@ func TestSiblingsDoNotOverwriteEachOther(t *testing.T) {
 		p := tr[tr[i].Parent]
 		assert.Equal(t, p.chain, tr[i].chain[:len(p.chain)], "turn %d", i)
 	}
-	seen := map[uint64]int{}
-	for _, h := range append(append([]uint64{}, tr[3].chain...), tr[2].chain[4:]...) {
-		seen[h]++
+	first := len(tr[0].chain)
+	for _, hash := range tr[2].chain[first:] {
+		assert.NotContains(t, tr[3].chain, hash, "blocks that differ have hashes that differ")
 	}
-	assert.Len(t, seen, 11, "blocks that differ have hashes that differ")
+}
+
+// Two prompts that leave a third one at the same place find each other there.
+func TestAPrefixThatEndsInsideABlockIsShared(t *testing.T) {
+	tr := Trace{
+		{Input: 30 * blockTokens, Output: 1, Parent: -1},
+		{Input: 40 * blockTokens, Output: 1, Parent: 0, Shared: 7},
+		{Input: 50 * blockTokens, Output: 1, Parent: 0, Shared: 7},
+	}
+	tr.link()
+	for i := 1; i < len(tr); i++ {
+		at := slices.Index(tr[i].ends, 7)
+		require.NotEqual(t, -1, at, "turn %d: got ends %v", i, tr[i].ends)
+		assert.Contains(t, tr[i].points, at, "turn %d", i)
+		assert.Equal(t, tr.hash(0, 7), tr[i].chain[at], "turn %d", i)
+	}
 }
 
 func TestCopiesFillTheHorizon(t *testing.T) {

@@ -25,6 +25,7 @@ type workload struct {
 var workloads = map[string]workload{
 	"agent": {name: "agent", session: agentSession, length: 11 * time.Minute},
 	"conv":  {name: "conv", session: convSession, length: 4 * time.Minute},
+	"plain": {name: "plain", session: plainSession},
 	"syn":   {name: "syn", session: synSession},
 }
 
@@ -53,15 +54,20 @@ func (w workload) generate(seed uint64, rate float64, horizon time.Duration) Tra
 	return g.trace
 }
 
-// add appends a turn of the newest conversation; parent -1 starts one.
+// add appends a turn; parent -1 starts a conversation.
 func (g *generator) add(t Turn) int {
 	if t.Parent < 0 {
-		g.conversations++
+		t.Conversation = g.converse()
 	}
-	t.Conversation = g.conversations
 	t.Bytes = 4 * (0.8 + 0.4*g.rng.Float64()) // what a policy takes for a token is wrong by 20 %
 	g.trace = append(g.trace, t)
 	return len(g.trace) - 1
+}
+
+// converse starts a conversation.
+func (g *generator) converse() int {
+	g.conversations++
+	return g.conversations
 }
 
 // Of the sessions of a coding agent: the prefix of tools and system prompt, which
@@ -72,25 +78,44 @@ const (
 	agentPrefixMax = 22_000
 	agentTurns     = 28
 	agentGone      = 50 // of so many answers one is interrupted
+	agentSends     = 30 // of so many answers one sends sub-agents out, …
+	agentHelpers   = 3  // … at most so many, …
+	helperTurns    = 6  // … for so many turns each
 	compactAt      = 160_000
 )
 
 // agentSession is one task of a coding agent: nothing but tool results is new in a
-// prompt, and each prompt contains the one before.
+// prompt, and each prompt contains the one before. Now and then it sends out
+// sub-agents, which work beside it.
 func agentSession(g *generator, start time.Duration) {
 	id := g.rng.IntN(agentPrefixes)
 	prefix := agentPrefixMin + id*(agentPrefixMax-agentPrefixMin)/(agentPrefixes-1)
-	system := prefix / blockTokens
-	turn := Turn{Parent: -1, Start: start, System: id, SystemBlocks: system, Input: prefix + g.logNormal(500, 0.8, 8_000)}
-	for range g.geometric(agentTurns) {
+	first := Turn{Parent: -1, Start: start, System: id, SystemBlocks: prefix / blockTokens, Input: prefix + g.logNormal(500, 0.8, 8_000)}
+	for _, sender := range g.agent(first, prefix, agentTurns) {
+		for range 1 + g.rng.IntN(agentHelpers) {
+			helper := first
+			helper.Parent, helper.Conversation, helper.Start = sender, g.converse(), 0
+			helper.Input = prefix + g.logNormal(500, 0.8, 8_000)
+			g.agent(helper, prefix, helperTurns)
+		}
+	}
+}
+
+// agent adds the turns of one agent, on the mean so many, and answers those of them
+// that send out sub-agents.
+func (g *generator) agent(turn Turn, prefix int, turns float64) (senders []int) {
+	for range g.geometric(turns) {
 		turn.Output = g.logNormal(190, 1, 8_000)
 		if turn.Gone = g.rng.IntN(agentGone) == 0; turn.Gone {
 			turn.Output = 1 + g.rng.IntN(turn.Output)
 		}
 		last := g.add(turn)
-		before := turn
+		if g.rng.IntN(agentSends) == 0 {
+			senders = append(senders, last)
+		}
+		before := g.trace[last]
 		turn = Turn{
-			Parent: last, System: id, SystemBlocks: system,
+			Conversation: before.Conversation, Parent: last, System: before.System, SystemBlocks: before.SystemBlocks,
 			Input:  before.Input + before.Output + g.logNormal(700, 1.6, 25_000),
 			Shared: before.blocks(),
 			Gap:    2*time.Second + g.seconds(6),
@@ -100,9 +125,10 @@ func agentSession(g *generator, start time.Duration) {
 		}
 		if turn.Input > compactAt { // the agent goes on with a summary
 			turn.Input = prefix + g.logNormal(4_000, 0.3, 10_000)
-			turn.Shared = system
+			turn.Shared = turn.SystemBlocks
 		}
 	}
+	return senders
 }
 
 // Of chats. Every second conversation has one of a few system prompts.
@@ -123,6 +149,7 @@ func convSession(g *generator, start time.Duration) {
 	for range g.geometric(convTurns) {
 		turn.Output = g.logNormal(230, 0.8, 4_000)
 		last := g.add(turn)
+		turn.Conversation = g.trace[last].Conversation
 		turn.Parent, turn.Shared = last, turn.blocks()
 		turn.Input += turn.Output + g.logNormal(150, 1.2, 10_000)
 		turn.Gap = time.Duration(g.logNormal(40_000, 0.9, 1_200_000)) * time.Millisecond
@@ -140,6 +167,11 @@ func synSession(g *generator, start time.Duration) {
 		turn.Input += turn.SystemBlocks * blockTokens
 	}
 	g.add(turn)
+}
+
+// plainSession is one independent prompt that has nothing in common with another.
+func plainSession(g *generator, start time.Duration) {
+	g.add(Turn{Parent: -1, Start: start, Input: g.logNormal(1_500, 1, 60_000), Output: g.logNormal(230, 0.8, 4_000)})
 }
 
 // logNormal draws a whole number of 1 to most.
