@@ -123,6 +123,19 @@ func TestConversationsHaveAHomePerModel(t *testing.T) {
 	assert.Len(t, seen[haiku], 1, "keys that served haiku")
 }
 
+// Subagents share the session of their parent, and neither its prompt nor its home.
+func TestSubagentsHaveAHomeOfTheirOwn(t *testing.T) {
+	leakFree(t)
+	a := newSim(t, "a", 3)
+	r := relayOf(t, a)
+	for range 3 {
+		for _, who := range []string{"parent", "subagent"} {
+			requireServed(t, r.do(call{header: ofSession("one"), body: cached(opus, who, false)}), false)
+		}
+	}
+	assert.Equal(t, []string{"key-1", "key-2", "key-1", "key-2", "key-1", "key-2"}, a.keysSeen())
+}
+
 func TestAConversationMovesOnceWhenItsKeyDies(t *testing.T) {
 	leakFree(t)
 	dead := key(1, status(401))

@@ -11,6 +11,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"cc-relay/internal/keypool"
 	"cc-relay/internal/simulator"
 )
 
@@ -138,6 +139,9 @@ func TestPoolLimitsThatAreLeftOut(t *testing.T) {
 				one.CountTokensRPM, two.CountTokensRPM = 10, 10
 				net := newPipes()
 				a := net.sim(t, "a", simulator.Config{Organizations: []simulator.Organization{one, two}})
+				if tt.call.method != "" { // listing takes no limits, though some are configured
+					a.limits = keypool.KeyConfig{RPMLimit: 10, ITPMLimit: 1000, OTPMLimit: 1000}
+				}
 				r := net.relay(t, a)
 				organizations := 2
 				if tt.first == none || tt.call.method != "" {
