@@ -4,7 +4,7 @@ import (
 	"math"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // Rules of prompt caching.
@@ -109,12 +109,12 @@ func (c *section) add(b block, end int) {
 
 // member takes a name and a value that are part of the prompt, but no block.
 func (c *section) member(name, value []byte) {
-	c.chain = mix(mix(c.chain, xxhash.Sum64(name)), xxhash.Sum64(value))
+	c.chain = mix(mix(c.chain, xxh3.Hash(name)), xxh3.Hash(value))
 }
 
 // other takes a value that is not what it should be.
 func (c *section) other(value []byte) {
-	c.chain = mix(mix(c.chain, otherKind), xxhash.Sum64(value))
+	c.chain = mix(mix(c.chain, otherKind), xxh3.Hash(value))
 }
 
 // keep saves the last n blocks; n is at most lookback.
@@ -187,7 +187,7 @@ func (p *prompt) begin(seed uint64) {
 // the field only, so that is the careful reading.
 func (p *prompt) prefix(to *Prefix, model []byte) {
 	p.automatic()
-	tools := mix(p.tools.chain, xxhash.Sum64(model))
+	tools := mix(p.tools.chain, xxh3.Hash(model))
 	system := mix(mix(tools, p.settings.speed), p.settings.output)
 	messages := mix(mix(mix(mix(system, p.system.chain), p.settings.choice), p.settings.thinking), p.images)
 
@@ -200,7 +200,7 @@ func (p *prompt) prefix(to *Prefix, model []byte) {
 	m := marker{prefix: to, floor: math.MaxInt}
 	m.section(&p.messages, messages, p.tools.n+p.system.n, before)
 	m.section(&p.system, system, p.tools.n, toolBytes)
-	m.section(&p.tools, xxhash.Sum64(model), 0, 0)
+	m.section(&p.tools, xxh3.Hash(model), 0, 0)
 }
 
 // automatic applies the cache_control of the whole request.

@@ -4,7 +4,7 @@ import (
 	"bytes"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
+	"github.com/zeebo/xxh3"
 )
 
 // Each kind of value begins its hash with a number of its own, so that a value of
@@ -36,13 +36,13 @@ func (s *scanner) promptField(p *prompt) {
 	case "cache_control":
 		p.caching = s.cacheControl()
 	case "speed":
-		p.settings.speed = xxhash.Sum64(s.raw())
+		p.settings.speed = xxh3.Hash(s.raw())
 	case "output_config":
-		p.settings.output = xxhash.Sum64(s.raw())
+		p.settings.output = xxh3.Hash(s.raw())
 	case "tool_choice":
-		p.settings.choice = xxhash.Sum64(s.raw())
+		p.settings.choice = xxh3.Hash(s.raw())
 	case "thinking":
-		p.settings.thinking = xxhash.Sum64(s.raw())
+		p.settings.thinking = xxh3.Hash(s.raw())
 	default:
 		s.value()
 	}
@@ -122,7 +122,7 @@ func (s *scanner) message(p *prompt, c *section) {
 // members does not count.
 func (s *scanner) block(p *prompt) block {
 	if s.peek() != '{' {
-		return block{hash: mix(otherKind, xxhash.Sum64(s.raw()))}
+		return block{hash: mix(otherKind, xxh3.Hash(s.raw()))}
 	}
 	b := block{hash: blockKind}
 	for ok := s.firstField(); ok; ok = s.nextField() {
@@ -146,7 +146,7 @@ func (s *scanner) block(p *prompt) block {
 // Source of what cannot be cached:
 // https://platform.claude.com/docs/en/build-with-claude/prompt-caching.
 func (b *block) member(key, value []byte) {
-	b.hash = mix(mix(b.hash, xxhash.Sum64(key)), xxhash.Sum64(value))
+	b.hash = mix(mix(b.hash, xxh3.Hash(key)), xxh3.Hash(value))
 	switch string(key) {
 	case "type":
 		b.bare = b.bare || string(value) == `"thinking"` || string(value) == `"redacted_thinking"`

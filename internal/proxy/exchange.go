@@ -12,8 +12,8 @@ import (
 	"strings"
 	"time"
 
-	"github.com/cespare/xxhash/v2"
 	"github.com/rs/zerolog"
+	"github.com/zeebo/xxh3"
 
 	"cc-relay/internal/auth"
 	"cc-relay/internal/keypool"
@@ -137,22 +137,18 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 // and by who asks, since subagents share the session but neither tools nor system.
 // Where a client names no session, the beginning of the conversation is its name.
 func (x *exchange) conversation(class string) uint64 {
-	var d xxhash.Digest
-	d.ResetWithSeed(x.live.Seed)
 	prefix := &x.msg.Prefix
-	var own [8]byte
-	session := messages.SessionID(x.r.Header, x.msg.UserID)
+	session, asks := messages.SessionID(x.r.Header, x.msg.UserID), prefix.Root
 	if session == "" {
-		binary.LittleEndian.PutUint64(own[:], prefix.Start)
-	} else {
-		binary.LittleEndian.PutUint64(own[:], prefix.Root)
+		asks = prefix.Start
 	}
+	var buf [256]byte
+	name := buf[:0]
 	for _, part := range [...]string{x.client, class, session} {
-		_, _ = d.WriteString(part)
-		_, _ = d.WriteString("\x00") // no header value and no name of ours has one
+		name = append(append(name, part...), 0) // no header value and no name of ours has a NUL
 	}
-	_, _ = d.Write(own[:])
-	return max(1, d.Sum64())
+	name = binary.LittleEndian.AppendUint64(name, asks)
+	return max(1, xxh3.HashSeed(name, x.live.Seed))
 }
 
 // marks are the points of the prompt by which the pool knows what is cached.
