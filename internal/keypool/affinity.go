@@ -19,10 +19,12 @@ type Mark struct {
 // at. Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching.
 const maxBreakpoints = 4
 
-// Bounds of what is remembered of caches, and for how long at most.
+// Bounds of what is remembered of caches, and for how long at most. A conversation
+// with a cached prompt has a prefix of its own: fewer homes would lose some that
+// are warm (a busy pool of 64 keys has more than 10,000), and more serve nobody.
 const (
-	maxHomes    = 10_000
 	maxPrefixes = 100_000
+	maxHomes    = maxPrefixes
 	cacheLife   = 5 * time.Minute // where a request does not say
 	longestLife = time.Hour
 )

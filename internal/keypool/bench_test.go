@@ -3,8 +3,10 @@ package keypool_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"runtime"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/require"
 
@@ -25,10 +27,11 @@ func benchPool(tb testing.TB, keys int) *keypool.KeyPool {
 }
 
 // matrix runs op for pools of several sizes, alone and from 64 goroutines.
-func matrix(b *testing.B, op func(*keypool.KeyPool) error) {
-	for _, keys := range []int{1, 10, 100} {
+func matrix(b *testing.B, set func(*keypool.KeyPool), op func(*keypool.KeyPool) error) {
+	for _, keys := range []int{8, 10, 64} {
 		b.Run(fmt.Sprintf("keys=%d/goroutines=1", keys), func(b *testing.B) {
 			p := benchPool(b, keys)
+			set(p)
 			b.ReportAllocs()
 			for b.Loop() {
 				if err := op(p); err != nil {
@@ -38,6 +41,7 @@ func matrix(b *testing.B, op func(*keypool.KeyPool) error) {
 		})
 		b.Run(fmt.Sprintf("keys=%d/goroutines=64", keys), func(b *testing.B) {
 			p := benchPool(b, keys)
+			set(p)
 			b.ReportAllocs()
 			b.SetParallelism(max(1, 64/runtime.GOMAXPROCS(0)))
 			b.RunParallel(func(pb *testing.PB) {
@@ -52,28 +56,62 @@ func matrix(b *testing.B, op func(*keypool.KeyPool) error) {
 	}
 }
 
+func nothing(*keypool.KeyPool) {}
+
 func BenchmarkGetKey(b *testing.B) {
 	ctx := context.Background()
-	matrix(b, func(p *keypool.KeyPool) error {
+	matrix(b, nothing, func(p *keypool.KeyPool) error {
 		_, _, err := p.GetKey(ctx)
 		return err
 	})
 }
 
-func BenchmarkAcquireSettle(b *testing.B) {
-	ctx := context.Background()
-	matrix(b, func(p *keypool.KeyPool) error {
-		lease, err := p.Acquire(ctx, keypool.Demand{Class: opus, Bytes: 80_000, MaxTokens: 4000})
-		if err == nil {
-			lease.Succeeded()
-			lease.Settle(keypool.Usage{})
-		}
+// long is a turn of a long conversation: 80 points up to which it may be cached, four
+// of which it writes.
+func long(conversation uint64) keypool.Demand {
+	d := keypool.Demand{Class: opus, Bytes: 320_000, MaxTokens: 32_000, Conversation: conversation, Client: "a"}
+	for i := range 80 {
+		d.Prefix = append(d.Prefix, keypool.Mark{Hash: conversation<<8 + uint64(i), Bytes: 320_000 - 3_900*i})
+	}
+	for i := range 4 {
+		d.Prefix[i].Life = 5 * time.Minute
+	}
+	return d
+}
+
+// pick is all that the pool does for one request.
+func pick(p *keypool.KeyPool, d keypool.Demand, h http.Header) error {
+	lease, err := p.Acquire(context.Background(), d)
+	if err != nil {
 		return err
+	}
+	if h != nil {
+		lease.Answered(http.StatusOK, h)
+		lease.Succeeded()
+	}
+	lease.Settle(keypool.Usage{})
+	return nil
+}
+
+// BenchmarkPickSettle: warm is a request at home, cold one that nothing is known of;
+// answered adds an answer's headers.
+func BenchmarkPickSettle(b *testing.B) {
+	warm, cold := long(1), long(2)
+	atHome := func(p *keypool.KeyPool) { _ = pick(p, warm, http.Header{}) }
+	headers := rateHeaders(benchLimit, benchLimit, benchLimit, benchLimit, benchLimit, benchLimit)
+	b.Run("warm", func(b *testing.B) {
+		matrix(b, atHome, func(p *keypool.KeyPool) error { return pick(p, warm, nil) })
+	})
+	b.Run("cold", func(b *testing.B) {
+		matrix(b, nothing, func(p *keypool.KeyPool) error { return pick(p, cold, nil) })
+	})
+	b.Run("answered", func(b *testing.B) {
+		matrix(b, atHome, func(p *keypool.KeyPool) error { return pick(p, warm, headers) })
 	})
 }
 
 func BenchmarkUpdateClassFromHeaders(b *testing.B) {
-	p := benchPool(b, 10)
+	p := benchPool(b, 8)
 	id := keyOf(3, 0, 0, 0).ID()
 	h := rateHeaders(benchLimit, benchLimit-10, benchLimit, benchLimit-1000, benchLimit, benchLimit-400)
 	h.Set("Date", "Mon, 02 Nov 2026 10:00:00 GMT")

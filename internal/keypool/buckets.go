@@ -1,6 +1,8 @@
 package keypool
 
 import (
+	"math"
+	"slices"
 	"time"
 
 	"cc-relay/internal/ratelimit"
@@ -32,6 +34,7 @@ type buckets struct {
 	// was dispatched before it is in the level already.
 	newest   [limitKinds]uint64
 	unacked  []*hold // dispatched and not answered, oldest first
+	lost     []loss
 	reserved float64 // output tokens predicted for requests in flight and not produced yet
 	produced float64 // output tokens seen so far
 	promised float64 // max_tokens of all dispatched, less what of it the ended ones did not use
@@ -44,8 +47,8 @@ type buckets struct {
 	cool      coolDown
 }
 
-func newBuckets(limits ratelimit.Limits, class string) *buckets {
-	b := &buckets{limiter: ratelimit.NewTokenBucketLimiter(limits)}
+func newBuckets(now time.Time, limits ratelimit.Limits, class string) *buckets {
+	b := &buckets{limiter: ratelimit.NewTokenBucketLimiterAt(now, limits)}
 	for i, limit := range []int{limits.RPM, limits.ITPM, limits.OTPM} {
 		switch {
 		case limit > 0:
@@ -58,9 +61,10 @@ func newBuckets(limits ratelimit.Limits, class string) *buckets {
 }
 
 // trial is how long a request must wait because others are finding out what the
-// owner admits: its limits, or whether a cool-down was long enough.
-func (b *buckets) trial(now time.Time, own *waiter) time.Duration {
-	most := len(b.unacked) + 1
+// owner admits: its limits, or whether a cool-down was long enough. Those that
+// wait ahead of it try before it.
+func (b *buckets) trial(now time.Time, ahead int) time.Duration {
+	most := math.MaxInt
 	for _, k := range b.know {
 		if k == unknown {
 			most = maxUnacked
@@ -69,7 +73,7 @@ func (b *buckets) trial(now time.Time, own *waiter) time.Duration {
 	if b.cool.guarded && !now.Before(b.cool.until) {
 		most = 1
 	}
-	under := 0
+	under := ahead
 	for _, h := range b.unacked {
 		if !h.at.Before(b.cool.until) { // what went before it shows nothing of how it ended
 			under++
@@ -133,36 +137,58 @@ func (b *buckets) observation(kind int, h *hold, t triple, limit, age float64, b
 		// level may be older than that by the age.
 		o.Capacity = min(limit, remaining+(t.reset.Minutes()+age)*limit)
 	}
-	o.Level = min(o.Capacity, remaining+age*limit)
-	switch kind {
-	case outputLimit:
-		o.Level -= b.outputSince(h)
-	case inputLimit:
-		for _, u := range b.unacked {
-			if u.seq > h.seq {
-				o.Level -= float64(u.held.Input)
-			}
-		}
-	case requestLimit:
-		for _, u := range b.unacked {
-			if u.seq > h.seq {
-				o.Level--
-			}
-		}
-	}
+	// What was taken since may have refilled again, or not: the belief decides within
+	// these bounds. They lie apart where the answer took long.
+	since := b.since(kind, h)
+	least := min(o.Capacity, remaining+age*limit) - since
+	most := min(o.Capacity, remaining+age*limit-since)
+	o.Level = min(max(before.Level, least), most)
 	if t.remaining == 0 && before.Limit > 0 { // a debt is told as 0
 		o.Level = min(o.Level, before.Level)
 	}
 	return o
 }
 
-// outputSince is what the output bucket has lost, beyond what r's headers show,
-// since r was dispatched.
-func (b *buckets) outputSince(h *hold) float64 {
-	if h.class.reserving() {
-		return b.promised - h.promisedAt
+// since is what a bucket has lost, beyond what h's headers show, since h was
+// dispatched.
+func (b *buckets) since(kind int, h *hold) float64 {
+	if kind == outputLimit {
+		if h.class.reserving() {
+			return b.promised - h.promisedAt
+		}
+		return b.produced - h.producedAt
 	}
-	return b.produced - h.producedAt
+	requests, input := 0.0, 0.0
+	for _, u := range b.unacked {
+		if u.seq > h.seq {
+			requests++
+			input += float64(u.held.Input)
+		}
+	}
+	for _, l := range b.lost {
+		if l.seq > h.seq {
+			requests++
+			input += l.input
+		}
+	}
+	if kind == requestLimit {
+		return requests
+	}
+	return input
+}
+
+// loss is a request that ended without an answer, and counts.
+type loss struct {
+	seq   uint64 // of its dispatch
+	input float64
+}
+
+// lose notes it while an answer to an older request, which does not show it, is still
+// to come, and forgets those for which none is.
+func (b *buckets) lose(seq uint64, input float64) {
+	b.lost = slices.DeleteFunc(append(b.lost, loss{seq, input}), func(l loss) bool {
+		return len(b.unacked) == 0 || l.seq < b.unacked[0].seq
+	})
 }
 
 // acked takes an answered request out of those that the provider may not have

@@ -58,11 +58,13 @@ type decision struct {
 // less than its cache saves, else the selector's pick among the keys that can
 // serve now, else the key that can serve first. The caller holds mu for writing.
 func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decision {
-	home := p.homeOf(now, c, d)
+	home, warm := p.homeOf(now, c, d), false
 	var at view
 	if home >= 0 {
 		bytes := p.prefixes.longest(d.Prefix, c.slots[home].key.scope, d.least, now)
-		if at = p.view(now, c, home, bytes, d, own); at.wait == 0 && at.cached >= homeTokens {
+		p.view(&at, now, c, home, bytes, d, own)
+		warm = at.cached >= homeTokens && !at.oversized && !at.dead
+		if warm && at.wait == 0 {
 			return decision{view: at}
 		}
 	}
@@ -72,7 +74,7 @@ func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decisi
 		c.found(now, free != nil)
 	}
 	budget := p.budget(now, c, d)
-	if home >= 0 && at.cached >= homeTokens && !at.dead && at.wait <= min(budget, p.worth(now, d, &at, free, soonest)) {
+	if warm && at.wait <= min(budget, p.worth(now, d, &at, free, soonest)) {
 		return decision{view: at, wait: at.wait}
 	}
 	if free != nil && free.oversized {
@@ -153,8 +155,9 @@ func (p *KeyPool) see(now time.Time, c *class, i int, d *Demand, own *waiter, hi
 	if hits {
 		bytes = p.hits[s.key.scope]
 	}
-	v := p.view(now, c, i, bytes, d, own)
-	p.views = append(p.views, v)
+	p.views = p.views[:len(p.views)+1] // there is room for every key
+	v := &p.views[len(p.views)-1]
+	p.view(v, now, c, i, bytes, d, own)
 	return v.wait == 0
 }
 
@@ -196,44 +199,52 @@ func (c *class) weigh(now time.Time) float64 {
 
 // view is how long the key must wait before it can serve the request, and its
 // headroom then.
-func (p *KeyPool) view(now time.Time, c *class, i, cachedBytes int, d *Demand, own *waiter) view {
+func (p *KeyPool) view(v *view, now time.Time, c *class, i, cachedBytes int, d *Demand, own *waiter) {
 	s := &c.slots[i]
 	b := s.buckets
-	v := view{index: i, wait: s.barred(now), dead: s.dead() != ""}
-	need := ratelimit.Tokens{Input: 1, Output: 1}
-	if !d.bare {
-		v.cached = float64(cachedBytes) * c.ratio
-		v.uncached = max(float64(d.Bytes)*c.ratio-v.cached, 0)
-		v.wait = max(v.wait, b.trial(now, own))
-	}
-	levels := b.limiter.BucketsAt(now)
+	*v = view{index: i, wait: s.barred(now), dead: s.dead() != ""}
+	levels := &p.levels
+	b.limiter.ReadBuckets(now, levels)
 	requests, input, output := &levels.Requests, &levels.Input, &levels.Output
-	if !d.bare && !v.warm() {
+	if d.bare {
+		v.wait = max(v.wait, lack(requests, 1), lack(input, 1), lack(output, 1))
+		v.headroom = headroom(levels, 1, 0, 0)
+		return
+	}
+	v.cached = float64(cachedBytes) * c.ratio
+	v.uncached = max(float64(d.Bytes)*c.ratio-v.cached, 0)
+	ahead := 0.0
+	if !v.warm() {
 		r, t := b.ahead(d.Client, own)
 		requests.Level -= r
 		input.Level -= t
+		ahead = r
 	}
-	wantInput, wantOutput := float64(need.Input), float64(need.Output)
-	if !d.bare {
-		wantInput = v.uncached + min(marginInput, marginShare*input.Capacity)
-		if wantInput > input.Capacity {
-			wantInput = v.uncached
-		}
-		if input.Limit > 0 && wantInput > input.Capacity {
-			wantInput, v.capacity, v.oversized = input.Capacity, input.Capacity, true
-		}
-		wantOutput = c.wantOutput(output, d)
+	want := v.uncached + min(marginInput, marginShare*input.Capacity)
+	if want > input.Capacity {
+		want = v.uncached
 	}
-	v.wait = max(v.wait, lack(requests, 1), lack(input, wantInput), lack(output, wantOutput))
-	predicted := 0.0
-	if !d.bare {
-		predicted = c.predicted(d) + b.reserved
+	if input.Limit > 0 && want > input.Capacity {
+		want, v.capacity, v.oversized = input.Capacity, input.Capacity, true
 	}
-	v.headroom = min(share(requests, 1), share(input, v.uncached), share(output, predicted))
-	if math.IsInf(v.headroom, 1) { // nobody knows it: worth a try before one that is more than half spent
-		v.headroom = 0.5 - 0.2*float64(levels.InFlight)
+	v.wait = max(v.wait, b.trial(now, int(ahead)), lack(requests, 1), lack(input, want), lack(output, c.wantOutput(output, d)))
+	v.headroom = headroom(levels, 1, v.uncached, c.predicted(d)+b.reserved)
+}
+
+// headroom is the smallest part of a limit that is left after what is needed. Of
+// a key that nobody knows it is worth a try before one that is more than half spent.
+func headroom(b *ratelimit.Buckets, requests, input, output float64) float64 {
+	if b.Requests.Limit == 0 && b.Input.Limit == 0 && b.Output.Limit == 0 {
+		return 0.5 - 0.2*float64(b.InFlight)
 	}
-	return v
+	least := share(&b.Requests, requests)
+	if s := share(&b.Input, input); s < least {
+		least = s
+	}
+	if s := share(&b.Output, output); s < least {
+		least = s
+	}
+	return least
 }
 
 // wantOutput is the level of the output bucket from which a request is admitted.

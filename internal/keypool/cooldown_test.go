@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/ratelimit"
 )
 
 // cooling is how long the key will cool for the class; 0 where it does not.
@@ -157,5 +158,142 @@ func TestLimitsLearnedWithTheRefusalCount(t *testing.T) {
 		assert.Equal(t, time.Second, refused(t, p, keypool.Demand{Class: opus}).RetryAfter)
 		time.Sleep(time.Second)
 		assert.Equal(t, 100, acquire(t, p, keypool.Demand{Class: opus, Bytes: 400}).Held().Input, "a small, cached turn may go with what refilled")
+	})
+}
+
+// refusal has a request that wants so many tokens refused, with this wait and what
+// the headers tell, and returns for how long its class cools.
+func refusal(t *testing.T, p *keypool.KeyPool, id string, tokens int, retryAfter time.Duration, rates ...int) time.Duration {
+	t.Helper()
+	lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 4 * tokens})
+	lease.Answered(429, rateHeaders(rates...))
+	lease.Limited(retryAfter)
+	lease.Settle(keypool.Usage{})
+	return cooling(t, p, opus, id)
+}
+
+func TestARefusalWithHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keyOf(0, 0, 0, 0)
+		p := newPool(t, "", k)
+		told := []int{60, 50, 60_000, 4000, 60_000, 60_000}
+		assert.Equal(t, time.Second, refusal(t, p, k.ID(), 30_000, 26*time.Second, told...), "the level says it, too")
+		time.Sleep(time.Second)
+		assert.Equal(t, ratelimit.Limits{RPM: 51, ITPM: 5000, OTPM: 60_000}, of(t, p, opus, k.ID()).Remaining, "and nothing is given back on top")
+		assert.Equal(t, 25600*time.Millisecond, refused(t, p, keypool.Demand{Class: opus, Bytes: 120_000}).RetryAfter)
+		assert.Equal(t, 26*time.Second, refusal(t, p, k.ID(), 1000, 26*time.Second, told...), "the second within 10 s: it does not")
+		assert.Equal(t, 26*time.Second, refused(t, p, of1000Class()).RetryAfter)
+	})
+}
+
+// Without a level the wait tells it: after it the request would have been served.
+func TestARefusalWithoutHeaders(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keyOf(0, plenty, 60_000, plenty)
+		p := newPool(t, "", k)
+		assert.Equal(t, time.Second, refusal(t, p, k.ID(), 50_000, 40*time.Second))
+		assert.Equal(t, 10_000, of(t, p, opus, k.ID()).Remaining.ITPM, "50,000 in 40 s")
+		time.Sleep(time.Second)
+		acquire(t, p, keypool.Demand{Class: opus, Bytes: 4 * 5000}).Settle(keypool.Usage{})
+		assert.Equal(t, 39600*time.Millisecond, refused(t, p, keypool.Demand{Class: opus, Bytes: 4 * 50_000}).RetryAfter, "the margin comes on top")
+
+		// A level that is lower already is not raised.
+		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(plenty, plenty, 60_000, 6000)))
+		time.Sleep(20 * time.Second)
+		refusal(t, p, k.ID(), 5000, time.Second)
+		assert.Equal(t, 4000, of(t, p, opus, k.ID()).Remaining.ITPM)
+	})
+}
+
+func TestARefusalThatSaysNothing(t *testing.T) {
+	for name, k := range map[string]keypool.KeyConfig{"known limits": keyOf(0, plenty, plenty, plenty), "unknown ones": keyOf(0, 0, 0, 0)} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				p := newPool(t, "", k)
+				for _, want := range []int{1, 2, 4, 8, 16, 32, 60, 60} {
+					got := refusal(t, p, k.ID(), 1000, 0)
+					require.Equal(t, time.Duration(want)*time.Second, got)
+					time.Sleep(got)
+				}
+				lease := acquire(t, p, of1000Class())
+				lease.Answered(200, nil)
+				lease.Succeeded()
+				assert.Equal(t, time.Second, refusal(t, p, k.ID(), 1000, 0), "a success makes it short again")
+			})
+		})
+	}
+}
+
+// An answer to a request sent after the refused one shows that the provider admits
+// again; one sent before shows nothing.
+func TestOnlyALaterAnswerEndsACoolDown(t *testing.T) {
+	const told = 30 * time.Second
+	for _, tc := range []struct {
+		name string
+		play func(leases []keypool.Lease)
+		want time.Duration
+	}{
+		{"a later one", func(l []keypool.Lease) { l[1].Limited(told); l[2].Answered(200, nil) }, 0},
+		{"an earlier one", func(l []keypool.Lease) { l[1].Limited(told); l[0].Answered(200, nil) }, told},
+		{"its own", func(l []keypool.Lease) { l[1].Limited(told); l[1].Answered(200, nil) }, told},
+		{"a later refusal", func(l []keypool.Lease) { l[1].Limited(told); l[2].Answered(429, nil) }, told},
+		{"a later error", func(l []keypool.Lease) { l[1].Limited(told); l[2].Answered(529, nil) }, told},
+		{"the end of a later one", func(l []keypool.Lease) { l[1].Limited(told); l[2].Settle(keypool.Usage{}) }, told},
+		{"one between two refusals", func(l []keypool.Lease) { l[2].Limited(told); l[0].Limited(told); l[1].Answered(200, nil) }, told},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, plenty, 0, plenty)
+				p := newPool(t, "", k)
+				acquire(t, p, of1000Class()).Answered(200, nil)
+				leases := []keypool.Lease{acquire(t, p, of1000Class()), acquire(t, p, of1000Class()), acquire(t, p, of1000Class())}
+				tc.play(leases)
+				assert.Equal(t, tc.want, cooling(t, p, opus, k.ID()))
+			})
+		})
+	}
+}
+
+// Many wait for the end of a cool-down whose length was a guess: one of them finds
+// out whether it was long enough.
+func TestNoStampedeAfterACoolDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := keyOf(0, 0, 0, 0)
+		p := newPool(t, "", k)
+		acquire(t, p, of1000Class()).Answered(200, nil)
+		require.Equal(t, 20, room(t, p, opus))
+		for range 3 { // each probe fails
+			got := refusal(t, p, k.ID(), 1000, 20*time.Second)
+			require.Equal(t, 20*time.Second, got)
+			time.Sleep(got - 1)
+			require.Equal(t, 0, room(t, p, opus))
+			time.Sleep(time.Nanosecond)
+			require.Equal(t, 1, room(t, p, opus))
+		}
+		probe := acquire(t, p, of1000Class())
+		assert.Equal(t, 100*time.Millisecond, refused(t, p, of1000Class()).RetryAfter)
+		probe.Answered(200, nil)
+		probe.Succeeded()
+		assert.Equal(t, 20, room(t, p, opus))
+	})
+}
+
+func TestACoolDownIsOfOneClassAndAllKeysOfAnOrganization(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys, ids := keysOf(3, plenty, plenty, plenty)
+		keys[0].Organization, keys[1].Organization = "acme", "acme"
+		p := newPool(t, "", keys...)
+		lease := acquire(t, p, keypool.Demand{Class: opus, Exclude: ids[1:]})
+		assert.ElementsMatch(t, ids[:2], lease.OwnerKeys())
+		lease.Limited(2 * time.Hour)
+		assert.Equal(t, time.Second, cooling(t, p, opus, ids[1]))
+		assert.Zero(t, cooling(t, p, opus, ids[2]))
+		assert.Zero(t, cooling(t, p, keypool.ClassAny, ids[0]))
+		time.Sleep(time.Second)
+		lease.Limited(2 * time.Hour)
+		assert.Equal(t, time.Hour, cooling(t, p, opus, ids[1]), "at most an hour, and then somebody tries")
+		require.NoError(t, p.Release(ids[1]))
+		assert.Zero(t, cooling(t, p, opus, ids[0]), "the operator knows better")
+		assert.ErrorIs(t, p.Release("nobody"), keypool.ErrKeyNotFound)
 	})
 }

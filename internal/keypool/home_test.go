@@ -260,6 +260,20 @@ func TestReadingRenews(t *testing.T) {
 	}
 }
 
+// What was forgotten is written anew.
+func TestWritingAgain(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t, "", keyOf(0, plenty, plenty, plenty))
+		d := talk(42, 40_000)
+		turn(t, p, d)
+		time.Sleep(10 * time.Minute)
+		d.Prefix[0].Life = time.Hour
+		turn(t, p, d)
+		time.Sleep(50 * time.Minute)
+		assert.Zero(t, acquire(t, p, d).Held().Input)
+	})
+}
+
 // What an answer did not confirm is in no cache.
 func TestOnlyAnswersFillTheCache(t *testing.T) {
 	for status, want := range map[int]int{0: 10_000, 200: 0, 400: 10_000, 429: 10_000, 529: 10_000} {
@@ -279,8 +293,8 @@ func TestTenThousandHomesAreKept(t *testing.T) {
 		others uint64 // divisible by 3, or one more: so the turns tell home from no home
 		want   int
 	}{
-		{"the last of 10,000", 9_999, 0},
-		{"one too many", 10_000, 2},
+		{"the last of 100,000", 99_999, 0},
+		{"one too many", 100_000, 2},
 	} {
 		t.Run(tc.name, func(t *testing.T) {
 			keys, ids := keysOf(3, plenty, plenty, plenty)
@@ -348,7 +362,7 @@ func TestSubAgentsShareThePrefixAndNotTheHome(t *testing.T) {
 func TestSessionsThatNeverComeBack(t *testing.T) {
 	keys, _ := keysOf(3, plenty, plenty, plenty)
 	p := newPool(t, "", keys...)
-	for i := range uint64(30_000) {
+	for i := range uint64(100_500) {
 		d := talk(1, 80_000)
 		d.Conversation = 1_000_000 + i
 		lease := acquire(t, p, d)
@@ -358,7 +372,7 @@ func TestSessionsThatNeverComeBack(t *testing.T) {
 		finish(lease, d)
 	}
 	s := p.Snapshot()
-	assert.Len(t, s.Homes, 10_000)
+	assert.Equal(t, 100_000, len(s.Homes))
 	assert.LessOrEqual(t, len(s.Prefixes), 3, "one prompt, on each key at most")
 	d := talk(1, 84_000)
 	d.Conversation = 1
@@ -405,10 +419,13 @@ func TestCachesMergeWithTheirOrganizations(t *testing.T) {
 		keys, ids := keysOf(2, plenty, plenty, plenty)
 		p := newPool(t, "", keys...)
 		turn(t, p, talk(1, 80_000), ids[1])
+		turn(t, p, talk(2, 80_000), ids[0])
 		belongs(t, p, opus, ids[0], "org-1")
 		belongs(t, p, opus, ids[1], "org-1")
-		d := talk(1, 84_000)
-		d.Exclude = ids[:1]
-		assert.Equal(t, 1000, acquire(t, p, d).Held().Input)
+		for i, id := range ids {
+			d := talk(uint64(1+i), 84_000)
+			d.Exclude = []string{id}
+			assert.Equal(t, 1000, acquire(t, p, d).Held().Input, "what key %d has written", i)
+		}
 	})
 }

@@ -233,6 +233,7 @@ func (l Lease) SettleAt(now time.Time, u Usage) {
 	b := h.slot.buckets
 	refused := u == Usage{}
 	u = u.clamp()
+	unanswered := !h.acked
 	b.acked(h)
 	h.release(h.outstanding)
 	output := float64(u.Output)
@@ -242,6 +243,9 @@ func (l Lease) SettleAt(now time.Time, u Usage) {
 	settled := ratelimit.Tokens{Input: u.Input + u.CacheWrite, Output: int(output)}
 	if u.Unreported || h.covered(inputLimit) { // the level shows what it really took
 		settled.Input = h.held.Input
+	}
+	if unanswered && !refused {
+		b.lose(h.seq, float64(settled.Input))
 	}
 	b.ended(now, h, output)
 	if h.held.Output == 0 {
@@ -265,7 +269,9 @@ func (l Lease) SettleAt(now time.Time, u Usage) {
 func (h *hold) release(n float64) {
 	b := h.slot.buckets
 	h.outstanding -= n
-	h.slot.outstanding -= n
+	if h.slot.outstanding -= n; h.slot.outstanding < 1e-6 {
+		h.slot.outstanding = 0
+	}
 	if b.reserved -= n; b.reserved < 1e-6 { // rounding must not add up
 		b.reserved = 0
 	}

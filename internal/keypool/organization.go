@@ -118,6 +118,7 @@ func (b *buckets) absorb(now time.Time, other *buckets) {
 		h.promisedAt += b.promised
 	}
 	b.unacked = append(b.unacked, other.unacked...)
+	b.lost = append(b.lost, other.lost...)
 	slices.SortFunc(b.unacked, func(x, y *hold) int { return cmp.Compare(x.seq, y.seq) })
 	b.reserved += other.reserved
 	b.produced += other.produced
@@ -145,7 +146,7 @@ func (p *KeyPool) moveLocked(now time.Time, k *key, to *owner, sibling *key) {
 	k.owner = to
 	for _, c := range p.classes {
 		s := &c.slots[k.index]
-		target := newBuckets(to.limitsFor(c.name), c.name)
+		target := newBuckets(now, to.limitsFor(c.name), c.name)
 		if sibling != nil {
 			target = c.slots[sibling.index].buckets
 		}
@@ -158,7 +159,9 @@ func (p *KeyPool) moveLocked(now time.Time, k *key, to *owner, sibling *key) {
 func (s *slot) hand(now time.Time, to *buckets) {
 	from := s.buckets
 	from.limiter.MoveAt(now, to.limiter, s.inFlight, s.held)
-	from.reserved = max(0, from.reserved-s.outstanding)
+	if from.reserved -= s.outstanding; from.reserved < 1e-6 { // rounding must not add up
+		from.reserved = 0
+	}
 	to.reserved += s.outstanding
 	kept := from.unacked[:0]
 	for _, h := range from.unacked {

@@ -159,6 +159,75 @@ func TestMergingKeepsTheLimitThatWasLearned(t *testing.T) {
 	}
 }
 
+// Headers of a request that was under way when its key changed owners show what its
+// own buckets had lost by then.
+func TestOutputOfOthersBeforeTheOwnerWasKnown(t *testing.T) {
+	for name, move := range map[string]func(t *testing.T, p *keypool.KeyPool, ids []string){
+		"merged": func(t *testing.T, p *keypool.KeyPool, ids []string) { belongs(t, p, opus, ids[1], "org-1") },
+		"merged the other way": func(t *testing.T, p *keypool.KeyPool, ids []string) {
+			belongs(t, p, opus, ids[1], "org-2")
+			belongs(t, p, opus, ids[0], "org-2")
+		},
+		"moved": func(t *testing.T, p *keypool.KeyPool, ids []string) {
+			belongs(t, p, opus, ids[1], "org-2")
+			belongs(t, p, opus, ids[1], "org-1")
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				keys, ids := keysOf(2, 60, 60_000, 60_000)
+				p := newPool(t, keypool.StrategyRoundRobin, keys...)
+				belongs(t, p, opus, ids[0], "org-1")
+				first, second := acquire(t, p, of1000Class()), acquire(t, p, of1000Class())
+				first.Produced(700)
+				move(t, p, ids)
+				second.Answered(200, rateHeaders(60, 50, 60_000, 50_000, 60_000, 50_000))
+				assert.Equal(t, 50_000, of(t, p, opus, ids[1]).Remaining.OTPM)
+				second.Settle(keypool.Usage{Input: 1000, Output: 1})
+				first.Settle(keypool.Usage{Input: 1000, Output: 700})
+				assert.Zero(t, keypool.InnerOf(p))
+			})
+		})
+	}
+}
+
+func TestMergingTakesOverCoolDowns(t *testing.T) {
+	for i, name := range []string{"the first key's", "the second key's"} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				keys, ids := keysOf(2, 0, 0, 0)
+				p := newPool(t, "", keys...)
+				p.MarkClassExhausted(ids[i], opus, 30*time.Second)
+				p.MarkClassExhausted(ids[1-i], opus, 10*time.Second)
+				belongs(t, p, "another", ids[0], "org-1")
+				belongs(t, p, "another", ids[1], "org-1")
+				for _, id := range ids {
+					assert.Equal(t, 30*time.Second, cooling(t, p, opus, id))
+				}
+			})
+		})
+	}
+}
+
+// Requests that wait go with their key. Here nothing is left of what two empty buckets
+// of one organization were believed to be.
+func TestWaitersOfMergedOrganizations(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := &queue{T: t, key: keyOf(0, plenty, 60_000, plenty), start: time.Now()}
+		keys := []keypool.KeyConfig{q.key, keyOf(1, plenty, 60_000, plenty)}
+		ids := []string{keys[0].ID(), keys[1].ID()}
+		q.pool = patient(t, "", keys...)
+		for i, id := range ids {
+			require.NoError(t, q.pool.UpdateClassFromHeaders(id, opus, rateHeaders(plenty, plenty, 60_000, 0)))
+			q.ask(t.Context(), fmt.Sprint("waits-", i), keypool.Demand{Bytes: 4000, Exclude: []string{ids[1-i]}})
+		}
+		time.Sleep(100 * time.Millisecond)
+		belongs(t, q.pool, opus, ids[0], "org-1")
+		belongs(t, q.pool, opus, ids[1], "org-1")
+		q.end("waits-0 refused 100ms", "waits-1 refused 100ms")
+	})
+}
+
 func TestAnOrganizationHasOneLimit(t *testing.T) {
 	keys := []keypool.KeyConfig{keyOf(0, 0, 30_000, 0), keyOf(1, 50, 0, 0), keyOf(2, 50, 30_000, 0)}
 	for i := range keys {

@@ -85,10 +85,10 @@ const (
 )
 
 func (c *coolDown) wait(now time.Time) time.Duration {
-	if !now.Before(c.until) { // most keys, and cheaper than Sub from the zero time
+	if c.until.IsZero() { // most keys, and cheaper than to compare
 		return 0
 	}
-	return c.until.Sub(now)
+	return max(0, c.until.Sub(now))
 }
 
 // repeated reports whether the last cool-down ended and began less than 10 s ago:

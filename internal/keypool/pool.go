@@ -86,6 +86,7 @@ type KeyPool struct {
 	// Scratch of decide.
 	candidates []*KeyMetadata
 	views      []view
+	levels     ratelimit.Buckets
 	drawn      []int
 	hits       []int // bytes of the prompt cached, by scope
 }

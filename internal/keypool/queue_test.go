@@ -4,7 +4,8 @@ import (
 	"context"
 	"fmt"
 	"net/http"
-	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -22,7 +23,8 @@ type queue struct {
 	pool   *keypool.KeyPool
 	key    keypool.KeyConfig
 	start  time.Time
-	served []string // names and when, in order
+	mu     sync.Mutex
+	served []string // names and when, in order; guarded by mu
 }
 
 const margin = 600 // tokens above its prompt that a request needs of a large bucket
@@ -46,6 +48,8 @@ func (q *queue) ask(ctx context.Context, name string, d keypool.Demand) {
 	go func() {
 		lease, err := q.pool.Acquire(ctx, d)
 		took := time.Since(q.start).Round(time.Millisecond)
+		q.mu.Lock()
+		defer q.mu.Unlock()
 		if err != nil {
 			q.served = append(q.served, fmt.Sprintf("%s refused %s", name, took))
 			return
@@ -56,12 +60,20 @@ func (q *queue) ask(ctx context.Context, name string, d keypool.Demand) {
 	synctest.Wait()
 }
 
-// end waits until all are served, and checks that nothing is left.
-func (q *queue) end(want ...string) {
+// order waits until all are served, checks that nothing is left, and returns who was
+// served and when.
+func (q *queue) order() []string {
 	time.Sleep(time.Minute)
 	synctest.Wait()
-	assert.Equal(q, want, q.served)
 	assert.Zero(q, keypool.InnerOf(q.pool), "left over")
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.served
+}
+
+func (q *queue) end(want ...string) {
+	q.Helper()
+	assert.Equal(q, want, q.order())
 }
 
 func of1000(client string) keypool.Demand { return keypool.Demand{Client: client, Bytes: 4000} }
@@ -107,6 +119,20 @@ func TestWarmRequestsOvertakeColdOnes(t *testing.T) {
 	})
 }
 
+func TestARequestOfWhichLittleIsCachedIsCold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 10*time.Second)
+		time.Sleep(time.Minute)
+		turn(t, q.pool, talk(1, 8000))
+		q.start = time.Now()
+		q.empty()
+		q.ask(t.Context(), "cold", keypool.Demand{Bytes: 4 * 3400})
+		time.Sleep(time.Second)
+		q.ask(t.Context(), "a third cached", talk(1, 24_000))
+		q.end("cold 4s", "a third cached 8s")
+	})
+}
+
 // One client that asks without end must not keep the others out: whoever waits has
 // at most one more request of each client before it.
 func TestClientsTakeTurns(t *testing.T) {
@@ -123,13 +149,48 @@ func TestClientsTakeTurns(t *testing.T) {
 		time.Sleep(5 * time.Second)
 		q.ask(t.Context(), "b-2", of1000("b"))
 		q.ask(t.Context(), "d-0", of1000("d"))
-		time.Sleep(time.Minute)
 		var order []string
-		for _, s := range q.served {
-			order = append(order, s[:len("flood-0")][:max(3, len(s)-len(s)+slices.Index([]byte(s), ' '))])
+		for _, s := range q.order() {
+			name, _, _ := strings.Cut(s, " ")
+			order = append(order, name)
 		}
 		assert.Equal(t, []string{"flood-0", "b-0", "c-0", "flood-1", "b-1", "d-0", "flood-2", "b-2", "flood-3", "flood-4", "flood-5"}, order)
-		assert.Zero(t, keypool.InnerOf(q.pool))
+	})
+}
+
+// Turns that were not taken are not saved up.
+func TestAClientThatWasAwayHasNoMoreTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 30*time.Second)
+		for i := range 6 {
+			q.ask(t.Context(), fmt.Sprint("flood-", i), of1000("flood"))
+		}
+		q.ask(t.Context(), "b-0", of1000("b"))
+		time.Sleep(5 * time.Second) // four are served
+		q.ask(t.Context(), "b-1", of1000("b"))
+		q.ask(t.Context(), "b-2", of1000("b"))
+		q.end("flood-0 1.6s", "b-0 2.6s", "flood-1 3.6s", "flood-2 4.6s", "b-1 5.6s", "flood-3 6.6s", "b-2 7.6s", "flood-4 8.6s", "flood-5 9.6s")
+	})
+}
+
+// Nor does who left lose turns.
+func TestRequestsThatLeftTakeNoTurns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		q := newQueue(t, 30*time.Second)
+		q.ask(t.Context(), "a-0", of1000("a"))
+		ctx, leave := context.WithCancel(t.Context())
+		for range 4 {
+			q.ask(ctx, "left", of1000("a"))
+		}
+		q.ask(t.Context(), "a-1", of1000("a"))
+		leave()
+		synctest.Wait()
+		q.ask(t.Context(), "a-2", of1000("a"))
+		for i := range 3 {
+			q.ask(t.Context(), fmt.Sprint("b-", i), of1000("b"))
+		}
+		q.end("left refused 0s", "left refused 0s", "left refused 0s", "left refused 0s",
+			"a-0 1.6s", "b-0 2.6s", "a-1 3.6s", "b-1 4.6s", "a-2 5.6s", "b-2 6.6s")
 	})
 }
 
@@ -154,9 +215,12 @@ func TestAClientThatComesBackDoesNotStarveAFlood(t *testing.T) {
 			}()
 			synctest.Wait()
 		}
-		time.Sleep(15 * time.Second)
-		assert.GreaterOrEqual(t, len(q.served), 5, "of three clients each has a third: %v", q.served)
-		time.Sleep(time.Minute)
+		time.Sleep(17 * time.Second)
+		synctest.Wait()
+		assert.Zero(t, len(q.order())-5, "all of the flood: %v", q.served)
+		for _, s := range q.served {
+			assert.Less(t, s, "flood-4 17s", "of three clients each has a third")
+		}
 	})
 }
 
@@ -215,8 +279,9 @@ func TestWhoWaitsIsWoken(t *testing.T) {
 				q.ask(t.Context(), "second", of1000(""))
 				time.Sleep(time.Second)
 				tc.do(q, lease)
-				time.Sleep(time.Minute)
-				assert.Equal(t, tc.want, q.served)
+				synctest.Wait()
+				lease.Settle(keypool.Usage{Input: 40_000})
+				q.end(tc.want...)
 			})
 		})
 	}
@@ -224,28 +289,26 @@ func TestWhoWaitsIsWoken(t *testing.T) {
 
 // A key that serves again is seen at once by those who wait for another.
 func TestWhoWaitsIsWokenByAKeyThatServesAgain(t *testing.T) {
-	for name, back := range map[string]func(p *keypool.KeyPool, id string, probe keypool.Lease){
-		"an answer to a later request": func(_ *keypool.KeyPool, _ string, probe keypool.Lease) { probe.Answered(200, nil) },
+	for name, back := range map[string]func(p *keypool.KeyPool, id string, later keypool.Lease){
+		"an answer to a later request": func(_ *keypool.KeyPool, _ string, later keypool.Lease) { later.Answered(200, nil) },
 		"the operator":                 func(p *keypool.KeyPool, id string, _ keypool.Lease) { _ = p.Release(id) },
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				q := newQueue(t, 10*time.Second)
 				time.Sleep(time.Minute)
-				first := acquire(t, q.pool, of1000Class())
-				later := acquire(t, q.pool, of1000Class())
+				first, later := acquire(t, q.pool, of1000Class()), acquire(t, q.pool, of1000Class())
+				first.Answered(429, rateHeaders(plenty, plenty, 60_000, 58_000))
 				first.Limited(9 * time.Second)
 				first.Settle(keypool.Usage{})
-				p := q.pool
-				p.MarkClassExhausted(q.key.ID(), opus, 9*time.Second)
+				require.Equal(t, time.Second, cooling(t, q.pool, opus, q.key.ID()))
 				q.start = time.Now()
-				q.ask(t.Context(), "waits", of1000(""))
+				q.ask(t.Context(), "waits", keypool.Demand{Bytes: 4})
 				time.Sleep(300 * time.Millisecond)
-				back(p, q.key.ID(), later)
+				back(q.pool, q.key.ID(), later)
 				synctest.Wait()
 				later.Settle(keypool.Usage{Input: 1000})
-				time.Sleep(time.Minute)
-				require.Len(t, q.served, 1)
+				q.end("waits 300ms")
 			})
 		})
 	}
@@ -283,9 +346,9 @@ func TestOnlyHome(t *testing.T) {
 		turn(t, q.pool, talk(1, 80_000))
 		q.empty()
 		q.start = time.Now()
-		d := talk(2, 84_000)
+		d := talk(2, 12_000)
 		d.OnlyHome = true
-		assert.Equal(t, 21_600*time.Millisecond, refused(t, q.pool, d).RetryAfter.Round(time.Millisecond))
+		assert.Equal(t, 3600*time.Millisecond, refused(t, q.pool, d).RetryAfter, "though that is soon enough")
 		assert.Zero(t, time.Since(q.start))
 		d = talk(1, 84_000)
 		d.OnlyHome = true
@@ -331,34 +394,55 @@ func TestTheQueueIsBounded(t *testing.T) {
 
 // While no cold request finds a free key for long, most waiting is in vain.
 func TestWaitsGetShorterInACrowd(t *testing.T) {
+	for _, tc := range []struct {
+		name  string
+		every time.Duration // one cold request is refused
+		n     int
+		want  time.Duration // then a request may wait
+	}{
+		{"at first", time.Second, 1, 3 * time.Second},
+		{"for 3 s", time.Second, 4, 3 * time.Second},
+		{"for longer", time.Second, 5, time.Second},
+		{"now and then", 3100 * time.Millisecond, 10, 3 * time.Second},
+	} {
+		t.Run(tc.name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				q := newQueue(t, 3*time.Second)
+				for i := range tc.n {
+					if i > 0 {
+						time.Sleep(tc.every)
+					}
+					q.empty()
+					_ = refused(t, q.pool, keypool.Demand{Class: opus, Bytes: 4 * 10_000})
+				}
+				waits := func(d time.Duration) error {
+					tokens := int(d.Milliseconds()) - margin
+					var turn keypool.Turn
+					_, _, err := q.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * tokens}, &turn)
+					q.pool.Leave(&turn)
+					return err
+				}
+				require.NoError(t, waits(tc.want))
+				require.Error(t, waits(tc.want+time.Millisecond))
+			})
+		})
+	}
+}
+
+// A request that finds another key sooner leaves its place to those behind it.
+func TestAWaiterThatChangesQueues(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		q := newQueue(t, 3*time.Second)
-		d := keypool.Demand{Class: opus, Bytes: 4 * 10_000}
-		wait := func(limit time.Duration) bool { // may it wait this long?
-			q.empty()
-			need := int(limit.Seconds()*1000) - margin
-			_, got, err := q.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * need}, new(keypool.Turn))
-			return err == nil && got > 0
-		}
-		var first keypool.Turn
-		_ = first
-		require.True(t, wait(2900*time.Millisecond))
-		for range 4 {
-			time.Sleep(time.Second)
-			q.empty()
-			_ = refused(t, q.pool, d)
-		}
-		q2 := newQueue(t, 3*time.Second)
-		for range 5 {
-			q2.empty()
-			_ = refused(t, q2.pool, d)
-			time.Sleep(time.Second)
-		}
-		q2.empty()
-		_, _, err := q2.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * 500}, new(keypool.Turn))
-		require.Error(t, err, "1.1 s is more than a third")
-		_, got, err := q2.pool.AcquireAt(time.Now(), keypool.Demand{Class: opus, Bytes: 4 * 300}, new(keypool.Turn))
-		require.NoError(t, err)
-		assert.Equal(t, 900*time.Millisecond, got)
+		q := &queue{T: t, key: keyOf(0, plenty, 60_000, plenty), start: time.Now()}
+		other := keyOf(1, plenty, 60_000, plenty)
+		q.pool = patient(t, "", q.key, other)
+		q.pool.MarkKeyExhausted(other.ID(), time.Minute)
+		q.empty()
+		q.ask(t.Context(), "first", keypool.Demand{Bytes: 4 * 2300})
+		q.ask(t.Context(), "second", keypool.Demand{Bytes: 4, Exclude: []string{other.ID()}})
+		time.Sleep(500 * time.Millisecond)
+		require.NoError(t, q.pool.Release(other.ID()))
+		require.NoError(t, q.pool.UpdateClassFromHeaders(other.ID(), opus, rateHeaders(plenty, plenty, 60_000, 2000)))
+		require.NoError(t, q.pool.Release(q.key.ID())) // wakes the first, which is free sooner there
+		q.end("second 601ms", "first 1.4s")
 	})
 }

@@ -71,11 +71,24 @@ func TestSettlement(t *testing.T) {
 			s.dispatch(1000, 2000, 3000)
 			s.answered(1, 200, 50, 50_000, 50_000, 0)
 		}, limits{RPM: 49, ITPM: 47_000, OTPM: 50_000}},
-		{"nor what has ended", func(s *story) {
+		{"what has ended without an answer was dispatched all the same", func(s *story) {
 			s.dispatch(1000, 2000, 3000)
-			s.leases[2].Settle(partial(3000, 0))
+			s.leases[2].Settle(keypool.Usage{Unreported: true})
+			s.answered(0, 200, 50, 50_000, 50_000, 0)
+		}, limits{RPM: 48, ITPM: 45_000, OTPM: 50_000}},
+		{"what never got there was not", func(s *story) {
+			s.dispatch(1000, 2000, 3000)
+			s.leases[2].Settle(keypool.Usage{})
 			s.answered(0, 200, 50, 50_000, 50_000, 0)
 		}, limits{RPM: 49, ITPM: 48_000, OTPM: 50_000}},
+		{"a slow answer: what was made meanwhile has refilled", func(s *story) {
+			s.dispatch(1000)
+			for range 10 {
+				s.leases[0].Produced(5000)
+				time.Sleep(10 * time.Second)
+			}
+			s.answered(0, 200, 59, 59_000, 60_000, 0)
+		}, limits{RPM: 60, ITPM: 60_000, OTPM: 60_000}},
 		{"an older answer changes no level", func(s *story) {
 			s.dispatch(1000, 2000, 3000)
 			s.answered(1, 200, 50, 50_000, 50_000, 0)

@@ -125,7 +125,11 @@ func (s *slot) wait(now time.Time, u ratelimit.Usage) time.Duration {
 
 // barred is how long outages and cool-downs keep the key from the class.
 func (s *slot) barred(now time.Time) time.Duration {
-	return max(s.key.dead.wait(now), s.blocked.wait(now), s.key.cool.wait(now), s.buckets.cool.wait(now))
+	wait := max(s.key.cool.wait(now), s.buckets.cool.wait(now))
+	if s.dead() != "" {
+		wait = max(wait, s.key.dead.wait(now), s.blocked.wait(now))
+	}
+	return wait
 }
 
 // probe notes that a request tries a key that is out.
@@ -176,10 +180,7 @@ func (s *slot) view(now time.Time) KeyMetadata {
 	m.Remaining = ratelimit.Limits{RPM: floor(u.Requests), ITPM: floor(u.Input), OTPM: floor(u.Output)}
 	m.InFlight = s.inFlight
 	b := s.buckets.limiter.BucketsAt(now)
-	m.Headroom = min(share(&b.Requests, 1), share(&b.Input, 0), share(&b.Output, s.buckets.reserved))
-	if math.IsInf(m.Headroom, 1) {
-		m.Headroom = 0.5 - 0.2*float64(u.InFlight)
-	}
+	m.Headroom = headroom(&b, 1, 0, s.buckets.reserved)
 	m.State, m.Until, m.Reason = s.state(now, u)
 	return m
 }
@@ -226,7 +227,7 @@ func (p *KeyPool) classLocked(name string, now time.Time) *class {
 			key:  k,
 		}
 		if c.slots[i].buckets = c.bucketsOf(k.owner); c.slots[i].buckets == nil {
-			c.slots[i].buckets = newBuckets(k.owner.limitsFor(name), name)
+			c.slots[i].buckets = newBuckets(now, k.owner.limitsFor(name), name)
 		}
 	}
 	p.classes[name] = c

@@ -45,8 +45,13 @@ var _ RateLimiter = (*TokenBucketLimiter)(nil)
 
 // NewTokenBucketLimiter returns a limiter with full buckets.
 func NewTokenBucketLimiter(limits Limits) *TokenBucketLimiter {
+	return NewTokenBucketLimiterAt(time.Now(), limits)
+}
+
+// NewTokenBucketLimiterAt is NewTokenBucketLimiter at a given time.
+func NewTokenBucketLimiterAt(now time.Time, limits Limits) *TokenBucketLimiter {
 	l := &TokenBucketLimiter{}
-	l.SetLimit(limits)
+	l.SetLimitAt(now, limits)
 	return l
 }
 
@@ -203,10 +208,20 @@ type Buckets struct {
 
 // BucketsAt is what a choice among limiters compares. It writes nothing.
 func (l *TokenBucketLimiter) BucketsAt(now time.Time) Buckets {
+	var b Buckets
+	l.ReadBuckets(now, &b)
+	return b
+}
+
+// ReadBuckets is BucketsAt into b, which spares a hot loop the copies.
+func (l *TokenBucketLimiter) ReadBuckets(now time.Time, b *Buckets) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	minutes := l.minutes(now)
-	return Buckets{l.requests.at(minutes), l.input.at(minutes), l.output.at(minutes), l.inFlight}
+	b.Requests = l.requests.at(minutes)
+	b.Input = l.input.at(minutes)
+	b.Output = l.output.at(minutes)
+	b.InFlight = l.inFlight
 }
 
 // Missing is how long until the bucket's level reaches need, if nothing else is
@@ -268,7 +283,13 @@ func (l *TokenBucketLimiter) refill(now time.Time) {
 type bucket struct{ limit, capacity, level float64 }
 
 // after is the level once these minutes have passed.
-func (b *bucket) after(minutes float64) float64 { return min(b.capacity, b.level+b.limit*minutes) }
+func (b *bucket) after(minutes float64) float64 {
+	level := b.level + b.limit*minutes
+	if level > b.capacity { // min also cares about NaN, which costs more than the rest
+		return b.capacity
+	}
+	return level
+}
 
 func (b *bucket) at(minutes float64) Bucket {
 	return Bucket{Limit: b.limit, Capacity: b.capacity, Level: b.after(minutes)}
