@@ -220,12 +220,22 @@ func (p *KeyPool) rescopeLocked(k *key) {
 	switch {
 	case to == k.scope || to < 0 && alone:
 	case to < 0:
-		k.scope = len(p.hits)
-		p.hits = append(p.hits, 0)
+		k.scope = p.freeScopeLocked()
 	default:
 		if alone {
 			p.prefixes.join(k.scope, to)
 		}
 		k.scope = to
 	}
+}
+
+// freeScopeLocked is a scope that no key has; nothing is known to be cached there.
+func (p *KeyPool) freeScopeLocked() int {
+	for scope := range p.hits {
+		if !slices.ContainsFunc(p.keys, func(k *key) bool { return k.scope == scope }) {
+			return scope
+		}
+	}
+	p.hits = append(p.hits, 0)
+	return len(p.hits) - 1
 }

@@ -28,7 +28,6 @@ type machine struct {
 	honest  bool // providers do as they say, and the pool has been told their limits
 	waiting []*waiting
 	flying  []*flight
-	done    []*flight
 }
 
 // waiting is a request that the pool lets wait, until due.
@@ -224,7 +223,6 @@ func (m *machine) end(t *rapid.T) {
 func (m *machine) settle(t *rapid.T, f *flight, u keypool.Usage) {
 	f.SettleAt(m.now(), u)
 	m.flying = slices.DeleteFunc(m.flying, func(o *flight) bool { return o == f })
-	m.done = append(m.done, f)
 	before := m.pool.GetStats()
 	f.SettleAt(m.now(), keypool.Usage{Input: 1000, Output: 1000})
 	f.ProducedAt(m.now(), 1000)
