@@ -83,6 +83,7 @@ func run(args []string, stdout, stderr io.Writer) error {
 	where := flags.String("pools", "", "which sets of keys; none: 2mix,8eq,8mix,64mix, or the scenario's")
 	loads := flags.String("loads", "", "demand over the tightest limit; none: 0.5,0.8,0.95,1.2, or the scenario's")
 	seeds := flags.Int("seeds", 5, "runs of each; the worst figures are printed")
+	large := flags.Int("large-seeds", 2, "runs of each with 64mix, at most -seeds: one has as much traffic as eight with the others")
 	few := flags.Int("peer-seeds", 1, "runs of each strategy that is there to compare with, at most -seeds")
 	first := flags.Uint64("seed", 1, "the first seed")
 	minutes := flags.Int("minutes", 18, "simulated time; the first 3 minutes do not count")
@@ -95,11 +96,11 @@ func run(args []string, stdout, stderr io.Writer) error {
 		return err
 	}
 	s := suite{
-		seeds: *seeds, fewSeeds: *few, firstSeed: *first, stop: *stop, scenarios: []string{""},
+		seeds: *seeds, fewSeeds: *few, large: *large, firstSeed: *first, stop: *stop, scenarios: []string{""},
 		window: Window{From: 3 * time.Minute, To: time.Duration(*minutes) * time.Minute},
 	}
-	if *minutes < 8 || *minutes > 1440 || *seeds < 1 || *few < 1 {
-		return fmt.Errorf("-minutes: got %d, want 8 to 1440; -seeds: got %d, -peer-seeds: got %d, want at least 1", *minutes, *seeds, *few)
+	if *minutes < 8 || *minutes > 1440 || *seeds < 1 || *few < 1 || *large < 1 {
+		return fmt.Errorf("-minutes: got %d, want 8 to 1440; -seeds: got %d, -peer-seeds: got %d; -large-seeds: got %d, want at least 1", *minutes, *seeds, *few, *large)
 	}
 	var errs [5]error
 	if *events == "" {

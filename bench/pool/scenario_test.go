@@ -127,7 +127,7 @@ func TestScenarios(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := suite{
 				policies: []string{"ours", "reference"}, workloads: []string{"agent"}, scenarios: []string{name},
-				seeds: 1, fewSeeds: 1, firstSeed: 1, window: Window{From: 30 * time.Second, To: lastMinutes + 90*time.Second},
+				seeds: 1, fewSeeds: 1, large: 1, firstSeed: 1, window: Window{From: 30 * time.Second, To: lastMinutes + 90*time.Second},
 			}
 			results, err := s.run(io.Discard)
 			require.NoError(t, err)

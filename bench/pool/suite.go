@@ -71,6 +71,7 @@ type suite struct {
 	pools               []string  // none: those of the scenarios
 	loads               []float64 // none: those of the scenarios
 	seeds, fewSeeds     int
+	large               int // seeds with pools of more than manyKeys keys
 	firstSeed           uint64
 	window              Window
 	stop                bool  // turns that fail end their sessions
@@ -94,7 +95,11 @@ func (s suite) jobs() []job {
 	for _, sc := range s.scenarios {
 		for _, w := range s.workloads {
 			for _, p := range s.poolsOf(scenarios[sc]) {
-				for i := range s.seeds {
+				seeds := s.seeds
+				if len(pools[p].Keys) > manyKeys {
+					seeds = min(seeds, s.large)
+				}
+				for i := range seeds {
 					names := slices.DeleteFunc(slices.Clone(s.policies), func(n string) bool { return policies[n].few && i >= s.fewSeeds })
 					if len(names) > 0 {
 						jobs = append(jobs, job{sc, w, p, s.firstSeed + uint64(i), names})

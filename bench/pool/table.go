@@ -58,7 +58,7 @@ func worsts(results []Result) []Result {
 // where there are others to compare with.
 func (s suite) table(to io.Writer, rows []Result) error {
 	var b strings.Builder
-	fmt.Fprintf(&b, "Worst of %d seeds from %d; %v simulated, the first %v dropped.\n\n", s.seeds, s.firstSeed, s.window.To, s.window.From)
+	fmt.Fprintf(&b, "Worst of %d seeds from %d, with 64mix of %d; %v simulated, the first %v dropped.\n\n", s.seeds, s.firstSeed, min(s.seeds, s.large), s.window.To, s.window.From)
 	s.figures(&b, rows)
 	if slices.ContainsFunc(rows, func(r Result) bool { return policies[r.Policy].few }) {
 		fmt.Fprintf(&b, "\nGoodput / 429s per 1,000; of strategies to compare with the worst of %d seeds.\n\n", min(s.seeds, s.fewSeeds))

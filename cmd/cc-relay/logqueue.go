@@ -7,11 +7,14 @@ import (
 	"time"
 )
 
-// Bounds of a logQueue: how many bytes may wait for a slow log, and how long
-// records are gathered for one write.
+// Bounds of a logQueue: how many bytes may wait for a slow log, how long records
+// are gathered for one write, and how often it writes while they keep coming. Each
+// write takes a timer and wakes a thread or two, which under steady load costs as
+// much as an event of a stream.
 const (
 	logBytes  = 4 << 20
 	logGather = 10 * time.Millisecond
+	logPace   = 250 * time.Millisecond
 )
 
 // logQueue is a writer that never blocks: records wait in memory and are written
@@ -21,6 +24,7 @@ const (
 type logQueue struct {
 	out  io.Writer
 	wake chan struct{} // holds one while something waits
+	end  chan struct{} // closed: gather no longer
 	done chan struct{}
 
 	mu      sync.Mutex
@@ -30,7 +34,7 @@ type logQueue struct {
 }
 
 func newLogQueue(out io.Writer) *logQueue {
-	q := &logQueue{out: out, wake: make(chan struct{}, 1), done: make(chan struct{})}
+	q := &logQueue{out: out, wake: make(chan struct{}, 1), end: make(chan struct{}), done: make(chan struct{})}
 	go q.run()
 	return q
 }
@@ -56,9 +60,16 @@ func (q *logQueue) Write(record []byte) (int, error) {
 func (q *logQueue) run() {
 	defer close(q.done)
 	var spare []byte
+	var last time.Time
 	for range q.wake {
-		time.Sleep(logGather)
+		gather := time.NewTimer(max(logGather, logPace-time.Since(last)))
+		select {
+		case <-gather.C:
+		case <-q.end:
+			gather.Stop()
+		}
 		spare = q.flush(spare)
+		last = time.Now()
 	}
 	q.flush(spare)
 }
@@ -87,6 +98,7 @@ func (q *logQueue) close() {
 	}
 	q.closed = true
 	q.mu.Unlock()
+	close(q.end)
 	close(q.wake)
 	<-q.done
 }

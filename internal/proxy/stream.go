@@ -17,8 +17,9 @@ import (
 const maxTail = 64 << 10
 
 // afterEnd is how long an upstream may keep its connection open after the last
-// frame of a stream; longer, and it is closed and not used again.
-const afterEnd = 250 * time.Millisecond
+// frame of a stream; longer, and it is closed and not used again. A timer that is
+// nearer than a second wakes the network poller, see tick in cmd/cc-relay.
+const afterEnd = time.Second
 
 var framePool = sync.Pool{New: func() any { return new(messages.Frames) }}
 
