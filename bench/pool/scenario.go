@@ -24,9 +24,11 @@ type scenario struct {
 const lastMinutes = 4 * time.Minute
 
 var scenarios = map[string]scenario{
-	"":        {},
-	"dead":    {pool: "8eq", load: 0.5, dies: 1},
-	"cut":     {pool: "8mix", load: 0.2, cuts: math.MaxInt}, // a quarter of a large key still holds any prompt
+	"":     {},
+	"dead": {pool: "8eq", load: 0.5, dies: 1},
+	// A quarter of a large key still holds any prompt, that of a small one none: at
+	// more than 0.4 of what is left the pool is too small for what moves.
+	"cut":     {pool: "8mix", load: 0.1, cuts: math.MaxInt},
 	"cut-one": {pool: "8eq", load: 0.5, cuts: 1},
 	"529":     {pool: "8eq", load: 0.5, overloaded: 0.01},
 	"restart": {pool: "8eq", load: 0.8, restarts: true},
