@@ -181,11 +181,18 @@ func (b *body) readSize(wait bool) (bool, error) {
 	if err != nil || !ok {
 		return false, err
 	}
-	if len(line) < 2 || bytes.IndexByte(line, '\r') != len(line)-2 { // stricter than in heads
-		return false, errors.New("http1: a chunk's line does not end in CR LF")
+	n := 0 // digits, nearly always all there is but CR LF
+	for n < len(line) && isHex[line[n]] {
+		n++
 	}
-	size, _, _ := bytes.Cut(bytes.TrimRight(line[:len(line)-2], " \t"), []byte(";"))
-	if b.left, ok = hexadecimal(size); !ok {
+	if rest := line[n:]; len(rest) != 2 || rest[0] != '\r' {
+		if len(line) < 2 || bytes.IndexByte(line, '\r') != len(line)-2 { // stricter than in heads
+			return false, errors.New("http1: a chunk's line does not end in CR LF")
+		}
+		size, _, _ := bytes.Cut(bytes.TrimRight(line[:len(line)-2], " \t"), []byte(";"))
+		n = len(size)
+	}
+	if b.left, ok = hexadecimal(line[:n]); !ok {
 		return false, errors.New("http1: a chunk's size is not a number")
 	}
 	b.waste = max(0, b.waste+int64(len(line))-freeWaste-2*int64(min(b.left, maxWaste)))
@@ -198,6 +205,14 @@ func (b *body) readSize(wait bool) (bool, error) {
 	}
 	return true, nil
 }
+
+// isHex tells the digits of a chunk's size.
+var isHex = func() (is [256]bool) {
+	for _, c := range []byte("0123456789abcdefABCDEF") {
+		is[c] = true
+	}
+	return is
+}()
 
 func hexadecimal(s []byte) (n uint64, ok bool) {
 	for _, c := range s {

@@ -272,13 +272,19 @@ func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
 func (x *exchange) write(w http.ResponseWriter, p []byte) {
 	x.extend(w)
 	_, err := w.Write(p)
-	if err == nil {
+	if f, ok := w.(flusher); ok && err == nil {
+		err = f.FlushError()
+	} else if err == nil {
 		err = http.NewResponseController(w).Flush()
 	}
 	if err != nil && !errors.Is(err, http.ErrNotSupported) {
 		x.left()
 	}
 }
+
+// flusher is what a server's own writer is; asking it directly spares each event
+// of a stream the controller's search.
+type flusher interface{ FlushError() error }
 
 // extend gives the next write its time, between three quarters of the timeout
 // and all of it: moving the deadline for each event of a stream would cost more
