@@ -38,11 +38,16 @@ type process struct {
 // startServe starts it in an empty directory, with these variables only.
 func startServe(t *testing.T, env []string, args ...string) *process {
 	t.Helper()
+	return startBinary(t, os.Args[0], env, args...)
+}
+
+func startBinary(t *testing.T, binary string, env []string, args ...string) *process {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	p := &process{t: t, lines: make(chan map[string]any, 1000)}
-	p.cmd = exec.CommandContext(ctx, os.Args[0], append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)
+	p.cmd = exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)
 	p.cmd.Dir = dir
 	p.cmd.Env = append([]string{asRelay + "=1", "HOME=" + dir}, env...)
 	stderr, err := p.cmd.StderrPipe()
