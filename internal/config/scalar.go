@@ -17,6 +17,8 @@ var (
 	durationType = reflect.TypeFor[time.Duration]()
 )
 
+var errNotNumber = errors.New("not a number; write one such as 3 or 0.25")
+
 // scalarText returns the text of a scalar as written, without its quotes. How to
 // read it is for the field to say, so that "50", 50 and "${FIFTY}" are one.
 func scalarText(node ast.Node) (string, bool) {
@@ -70,6 +72,18 @@ func set(dst reflect.Value, text string) error {
 			return errors.New("not a whole number; write digits only")
 		}
 		dst.SetInt(v)
+	case dst.CanFloat():
+		if strings.Trim(text, "0123456789.eE+-") != "" { // as in Inf and 0x1p-2
+			return errNotNumber
+		}
+		v, err := strconv.ParseFloat(text, dst.Type().Bits())
+		if errors.Is(err, strconv.ErrRange) {
+			return errors.New("too large a number")
+		}
+		if err != nil {
+			return errNotNumber
+		}
+		dst.SetFloat(v)
 	case dst.Kind() == reflect.Bool:
 		v := strings.ToLower(text)
 		if v != "true" && v != "false" {
