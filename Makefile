@@ -17,7 +17,7 @@ BENCHCOUNT ?= 1
 SEED ?= 1
 HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
 
-.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool fuzz e2e
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench fuzz e2e
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -69,6 +69,9 @@ bench-pool: ## ways to choose a key, replayed in virtual time; SEED=1 is the fir
 	go run ./bench/pool -seed=$(SEED) -check=ours || rc=1; \
 	go run ./bench/pool -seed=$(SEED) -check=ours -policies=ours -scenario=dead,cut,cut-one,529,restart || rc=1; \
 	exit $$rc
+
+faultbench: ## failover scenarios against the built relay, in real time; writes docs/faultbench.md
+	go run ./bench/fault -write docs/faultbench.md
 
 fuzz: ## every fuzz target for FUZZTIME=60s
 	@pkgs=$$(go list ./...); \

@@ -44,8 +44,9 @@ const (
 	// FaultMalformed puts a data line there that is not JSON and goes on; a JSON
 	// answer is cut to half, with a content-length that fits.
 	FaultMalformed FaultKind = "malformed"
-	// FaultNoStop ends the stream cleanly without message_stop; a JSON answer is cut
-	// to half, ended cleanly, without content-length.
+	// FaultNoStop ends the stream cleanly without message_stop, after AfterEvents
+	// whole events or, where that is 0, right before it; a JSON answer is cut to
+	// half, ended cleanly, without content-length.
 	FaultNoStop FaultKind = "no_stop"
 )
 

@@ -225,11 +225,16 @@ func TestMalformedLine(t *testing.T) {
 }
 
 func TestStreamWithoutAStop(t *testing.T) {
-	_, url := served(t, simulator.Fault{Kind: simulator.FaultNoStop})
-	_, body, err := postOver(t, url, "k1", say("hi", true, 100))
-	require.NoError(t, err, "it ends cleanly")
-	list := events(t, body)
-	assert.Equal(t, "message_delta", list[len(list)-1].name)
+	for after, last := range map[int]string{0: "message_delta", 2: "ping", 4: "content_block_delta", 1000: "message_delta"} {
+		_, url := served(t, simulator.Fault{Kind: simulator.FaultNoStop, AfterEvents: after})
+		_, body, err := postOver(t, url, "k1", say("hi", true, 100))
+		require.NoError(t, err, "it ends cleanly")
+		list := events(t, body)
+		assert.Equal(t, last, list[len(list)-1].name)
+		if after > 0 && after < 1000 {
+			assert.Len(t, list, after)
+		}
+	}
 }
 
 func TestSpoiltJSON(t *testing.T) {

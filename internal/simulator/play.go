@@ -75,6 +75,8 @@ func (x *exchange) spoil(n int, frame []byte) bool {
 		return false
 	case FaultMalformed:
 		return x.emit([]byte("event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\n\n"))
+	case FaultNoStop:
+		return n == 0 // then it waits for message_stop
 	}
 	return true
 }
