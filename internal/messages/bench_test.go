@@ -105,6 +105,54 @@ func BenchmarkInspect(b *testing.B) {
 	}
 }
 
+func BenchmarkThinking(b *testing.B) {
+	req, err := messages.Inspect(agentBody(b, 200_000), 0)
+	require.NoError(b, err)
+	b.SetBytes(int64(len(req.Body)))
+	b.ReportAllocs()
+	for b.Loop() {
+		if len(req.Thinking(0)) == 0 {
+			b.Fatal("no block was found")
+		}
+	}
+}
+
+// BenchmarkStrip is what one attempt pays for a list that was made before: a body
+// that stays as it is, and one of which every block goes.
+func BenchmarkStrip(b *testing.B) {
+	for _, all := range []bool{false, true} {
+		b.Run(fmt.Sprintf("all=%t", all), func(b *testing.B) {
+			req, err := messages.Inspect(agentBody(b, 200_000), 0)
+			require.NoError(b, err)
+			list := req.Thinking(0)
+			b.ReportAllocs()
+			for b.Loop() {
+				if n := req.Strip(list, func(uint64) bool { return all }); all && n != len(list) {
+					b.Fatalf("%d of %d blocks were left out", n, len(list))
+				}
+			}
+		})
+	}
+}
+
+func BenchmarkSignature(b *testing.B) {
+	for _, delta := range []struct{ name, data string }{
+		{"text", `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":" and so \"on\""}}`},
+		{"text spaced", `{"type": "content_block_delta", "index": 0, "delta": {"type": "text_delta", "text": " and so \"on\""}}`},
+		{"signature", `{"type":"content_block_delta","index":0,"delta":{"type":"signature_delta","signature":"` + strings.Repeat("c2lnbmF0dXJl", 40) + `"}}`},
+	} {
+		b.Run(delta.name, func(b *testing.B) {
+			frame := messages.Frame{Event: []byte(messages.EventContentBlockDelta), Data: []byte(delta.data)}
+			b.ReportAllocs()
+			for b.Loop() {
+				if _, ok := messages.Signature(frame, 1); ok != (delta.name == "signature") {
+					b.Fatalf("got %t", ok)
+				}
+			}
+		})
+	}
+}
+
 // longStream has n events, most of them small pieces of text.
 func longStream(n int) string {
 	var b strings.Builder

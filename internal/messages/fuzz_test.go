@@ -4,6 +4,8 @@ import (
 	"bytes"
 	"encoding/json"
 	"errors"
+	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -142,6 +144,33 @@ func FuzzPrefix(f *testing.F) {
 		other, err := messages.Inspect(body, seed+1)
 		require.NoError(t, err)
 		require.NotEqual(t, was.Root, other.Prefix.Root, "the seed does not count")
+	})
+}
+
+// FuzzStrip leaves blocks out of whatever Inspect takes and holds the laws of Strip
+// against it, and the model, where encoding/json takes the body too.
+func FuzzStrip(f *testing.F) {
+	files, err := filepath.Glob(streams + "*.request.json")
+	require.NoError(f, err)
+	require.NotEmpty(f, files)
+	for _, file := range files {
+		body, err := os.ReadFile(file)
+		require.NoError(f, err)
+		f.Add(body, uint64(1), "other")
+	}
+	for _, seed := range []string{
+		claude{"aad", "low", true, 3}.body(),
+		`{"messages":[{"content":[{"type":"thinking","signature":"a"}]},{"content":[{"signature":"b","type":"thinking"},{"type":"redacted_thinking","data":"a\/b"}]}],"model":"m"}`,
+		"{ \"model\" : \"m\" , \"messages\" : [ { \"content\" : [ 7 , {\"type\":\"thinking\",\"signature\":\"a\"} , null ,\n{\"type\":\"thinking\",\"signature\":\"\\u0061\"} ] } , {} , \"x\" ] }",
+		`{"model":"m","mess\u0061ges":[{"content":[{"type":"thinking","signature":"a"}],"content":[{"type":"thinking","type":"text","signature":"a"},{"type":"thinking","signature":"a","signature":"b"}]},[]]}`,
+	} {
+		f.Add([]byte(seed), uint64(1), "m")
+		f.Add([]byte(seed), ^uint64(0), "\"\xff")
+	}
+	f.Fuzz(func(t *testing.T, body []byte, picks uint64, model string) {
+		if _, err := messages.Inspect(body, 0); err == nil {
+			checkStrip(t, body, picks, model)
+		}
 	})
 }
 

@@ -54,6 +54,7 @@ func Inspect(body []byte, seed uint64) (Request, error) {
 		return Request{}, err
 	}
 	p.prefix(&req.Prefix, req.Model)
+	req.OpenTools = p.messages.open
 	return req, nil
 }
 

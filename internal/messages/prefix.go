@@ -70,6 +70,7 @@ type block struct {
 	life  time.Duration // as in Mark
 	bare  bool          // cannot carry a breakpoint
 	label bool          // the attribution of Claude Code
+	tool  bool          // what a tool call gave
 }
 
 // spot is the end of one block of a section, packed: there are many on the stack.
@@ -93,6 +94,9 @@ type section struct {
 	// have passed, the first are overwritten.
 	kept        [maxMarks]spot
 	keptN, seen int // spots ever put into kept; blocks that kept is done with
+	// open is set by a block that is what a tool call gave; each message begins
+	// without, but for those of the role system.
+	open bool
 }
 
 func (c *section) add(b block, end int) {
@@ -102,6 +106,7 @@ func (c *section) add(b block, end int) {
 	}
 	c.recent[c.n%len(c.recent)] = spot{c.chain, end, uint32(c.n), uint16(b.life / time.Second), b.bare}
 	c.n++
+	c.open = c.open || b.tool
 	if b.life > 0 {
 		c.keep(lookback)
 	}

@@ -97,6 +97,8 @@ func (s *scanner) messages(p *prompt) {
 // given after its content counts for what follows.
 func (s *scanner) message(p *prompt, c *section) {
 	c.chain = mix(c.chain, messageKind)
+	open := c.open
+	c.open = false
 	if s.peek() != '{' {
 		c.other(s.raw())
 		return
@@ -110,7 +112,10 @@ func (s *scanner) message(p *prompt, c *section) {
 		}
 		value := s.raw()
 		c.member(key, value)
-		user = user || string(key) == "role" && string(value) == `"user"`
+		if string(key) == "role" {
+			user = user || string(value) == `"user"`
+			c.open = c.open || open && string(value) == `"system"`
+		}
 	}
 	if user && !p.started {
 		p.start, p.started = c.chain, true
@@ -150,6 +155,7 @@ func (b *block) member(key, value []byte) {
 	switch string(key) {
 	case "type":
 		b.bare = b.bare || string(value) == `"thinking"` || string(value) == `"redacted_thinking"`
+		b.tool = string(value) == `"tool_result"`
 	case "text":
 		b.bare = b.bare || string(value) == `""`
 		b.label = bytes.HasPrefix(value, attribution)

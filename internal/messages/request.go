@@ -5,10 +5,12 @@
 package messages
 
 import (
+	"cmp"
 	"encoding/json"
 	"io"
 	"net"
 	"net/http"
+	"slices"
 	"sync"
 )
 
@@ -22,42 +24,73 @@ type Request struct {
 	MaxTokens int    // 0 when absent, and 0 is legal: it only warms the prompt cache
 	UserID    []byte // metadata.user_id as between its quotes, escapes and all; nil when absent or null, empty when ""
 	Prefix    Prefix // where the provider may find the prompt in its cache
+	// OpenTools: the last message has a block of type tool_result, the client answers
+	// tool calls and the model is in the middle of its turn. Messages of the role
+	// system are passed over: Claude Code puts them after what the user sends. Names
+	// written with escapes are not seen.
+	OpenTools bool
 
-	modelAt  [2]int // the value of model in Body, quotes included
-	newModel []byte // JSON to put there; nil keeps what the client wrote
+	modelAt [2]int // the value of model in Body, quotes included
+	edits   []edit // what differs in the body to send, in the order of Body; replaced whole
+}
+
+// edit is a range of Body that is not sent, and what is sent in its place.
+type edit struct {
+	from, to int
+	text     []byte // nil where the range is only left out
 }
 
 // SetModel makes the body to send ask for the model name. Only the value of model
-// differs from what the client sent. The client's own name, or "", puts the
-// client's bytes back. Readers given out before are not affected.
+// changes. The client's own name, or "", puts the client's bytes back there. What
+// Strip leaves out stays out. Readers given out before are not affected.
 func (r *Request) SetModel(name string) {
-	r.newModel = nil
 	if name == "" || name == string(r.Model) {
+		r.edit(true)
 		return
 	}
 	quoted, err := json.Marshal(name)
 	if err != nil { // strings cannot fail to encode
 		panic(err)
 	}
-	r.newModel = quoted
+	r.edit(true, edit{r.modelAt[0], r.modelAt[1], quoted})
+}
+
+// edit puts edits in the place of those made before that have a text, or of those
+// that have none. The list is a new one: a copy of r may hold the one before.
+func (r *Request) edit(text bool, edits ...edit) {
+	for _, e := range r.edits {
+		if (e.text != nil) != text {
+			edits = append(edits, e)
+		}
+	}
+	slices.SortFunc(edits, func(a, b edit) int { return cmp.Compare(a.from, b.from) })
+	r.edits = edits
 }
 
 // Len is the length in bytes of the body to send.
 func (r *Request) Len() int64 {
-	if r.newModel == nil {
-		return int64(len(r.Body))
+	n := len(r.Body)
+	for _, e := range r.edits {
+		n += len(e.text) - (e.to - e.from)
 	}
-	return int64(len(r.Body) - (r.modelAt[1] - r.modelAt[0]) + len(r.newModel))
+	return int64(n)
 }
 
 // NewBody returns a fresh reader of the body to send, from its first byte, for
 // one attempt. It copies nothing, may be closed while it is being read, and is an
 // io.WriterTo that hands a TCP connection all parts in one vectored write.
 func (r *Request) NewBody() io.ReadCloser {
-	if r.newModel == nil {
-		return &bodyReader{parts: net.Buffers{r.Body}}
+	parts, sent := make(net.Buffers, 0, 2*len(r.edits)+1), 0
+	for _, e := range r.edits {
+		if e.from > sent {
+			parts = append(parts, r.Body[sent:e.from])
+		}
+		if e.text != nil {
+			parts = append(parts, e.text)
+		}
+		sent = e.to
 	}
-	return &bodyReader{parts: net.Buffers{r.Body[:r.modelAt[0]], r.newModel, r.Body[r.modelAt[1]:]}}
+	return &bodyReader{parts: append(parts, r.Body[sent:])}
 }
 
 type bodyReader struct {

@@ -22,13 +22,13 @@ func inspect(tb testing.TB, body string) messages.Request {
 	return req
 }
 
-func sent(tb testing.TB, req *messages.Request) string {
-	tb.Helper()
+func sent(t tester, req *messages.Request) string {
+	t.Helper()
 	r := req.NewBody()
 	b, err := io.ReadAll(r)
-	require.NoError(tb, err)
-	require.NoError(tb, r.Close())
-	require.Equal(tb, req.Len(), int64(len(b)), "Len and what is read differ")
+	require.NoError(t, err)
+	require.NoError(t, r.Close())
+	require.Equal(t, req.Len(), int64(len(b)), "Len and what is read differ")
 	return string(b)
 }
 

@@ -93,16 +93,33 @@ func (f *Frames) Reset() {
 // invalidates the frames returned before. With ErrFrameTooLarge nothing was read
 // and the stream cannot be continued.
 func (f *Frames) Fill(r io.Reader) (int, error) {
+	space, err := f.Space()
+	if err != nil {
+		return 0, err
+	}
+	n, err := r.Read(space)
+	f.Add(n)
+	return n, err
+}
+
+// Space is where the next bytes of the stream are to be read to, at most 4 KiB: the
+// first half of Fill, for who must let others look at Whole during the read. It
+// invalidates the frames returned before. Error: ErrFrameTooLarge.
+func (f *Frames) Space() ([]byte, error) {
 	if f.tooLarge {
-		return 0, ErrFrameTooLarge
+		return nil, ErrFrameTooLarge
 	}
 	f.joined = f.joined[:0]
 	f.makeRoom()
 	end := len(f.buf)
-	n, err := r.Read(f.buf[end:min(cap(f.buf), end+readSize)])
+	return f.buf[end:min(cap(f.buf), end+readSize)], nil
+}
+
+// Add takes the first n bytes of what Space returned: the second half of Fill.
+func (f *Frames) Add(n int) {
+	end := len(f.buf)
 	f.buf = f.buf[:end+n]
 	f.hasCR = f.hasCR || bytes.IndexByte(f.buf[end:], '\r') >= 0
-	return n, err
 }
 
 // makeRoom leaves at least half of readSize free. What is still needed is moved
