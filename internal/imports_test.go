@@ -27,18 +27,20 @@ var allowed = map[string][]string{
 	"internal/messages":  {"internal/secret"},
 	"internal/ratelimit": {"internal/secret"},
 	"internal/auth":      {"internal/secret"},
+	"internal/health":    {},
 	"internal/keypool":   {"internal/ratelimit", "internal/secret"},
 	"internal/http1":     {},
+	"internal/price":     {"internal/keypool"}, // its patterns of models' names
 	"internal/provider":  {"internal/http1", "internal/messages", "internal/secret"},
-	"internal/router":    {"internal/provider", "internal/keypool"},
+	"internal/router":    {"internal/provider", "internal/keypool", "internal/health", "internal/price"},
 	"internal/proxy": {
-		"internal/router", "internal/keypool", "internal/ratelimit", "internal/provider",
+		"internal/health", "internal/router", "internal/keypool", "internal/ratelimit", "internal/provider",
 		"internal/messages", "internal/auth", "internal/secret",
 	},
 	// For their Config types.
 	"internal/config": {
 		"internal/keypool", "internal/provider", "internal/router", "internal/auth",
-		"internal/proxy", "internal/ratelimit", "internal/secret",
+		"internal/proxy", "internal/ratelimit", "internal/secret", "internal/price",
 	},
 	// A simulator built on the limiter under test would prove nothing.
 	"internal/simulator": {"internal/messages"},

@@ -8,7 +8,9 @@ import (
 
 	"cc-relay/internal/auth"
 	"cc-relay/internal/config"
+	"cc-relay/internal/health"
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/price"
 	"cc-relay/internal/provider"
 	"cc-relay/internal/proxy"
 	"cc-relay/internal/router"
@@ -34,7 +36,17 @@ func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	routes, err := router.New(cfg.Routing.Strategy, upstreams)
+	var prices *price.Table
+	if cfg.Prices != "" {
+		own, err := config.LoadPrices(cfg.Prices)
+		if err != nil {
+			return nil, err
+		}
+		if prices, err = price.NewTable(own); err != nil {
+			return nil, err
+		}
+	}
+	routes, err := router.New(cfg.Routes(), upstreams, classes.Of, prices)
 	if err != nil {
 		return nil, err
 	}
@@ -44,6 +56,8 @@ func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
 		Router:  routes,
 		Classes: classes,
 		Secrets: secrets(cfg),
+
+		Passthrough: cfg.Passthrough,
 	}, nil
 }
 
@@ -64,11 +78,24 @@ func buildUpstream(p config.Provider, log zerolog.Logger) (*router.Upstream, err
 		return nil, err
 	}
 	return &router.Upstream{
-		Provider: prov, Pool: pool, Transport: transport,
+		Provider: prov, Pool: pool, Transport: transport, Origin: endpoint.Origin,
 		FirstTokenTimeout: endpoint.FirstTokenTimeout,
 		ResponseTimeout:   endpoint.ResponseTimeout,
 		IdleTimeout:       endpoint.IdleTimeout,
+		HealthCheck:       endpoint.HealthCheck,
+		OnHealth: func(class string, from, to health.State) {
+			log.Warn().Str("provider", endpoint.Name).Str("class", class).Str("from", from.String()).Str("to", to.String()).
+				Msg("provider's health changed: " + healthMeans[to])
+		},
 	}, nil
+}
+
+// healthMeans says what a state of a provider's breaker means for its requests.
+var healthMeans = map[health.State]string{
+	health.Closed:   "it gets all its requests",
+	health.Open:     "it failed too often and is left alone for a while",
+	health.HalfOpen: "one request tries whether it is back",
+	health.Ramping:  "it is back and gets more requests from moment to moment",
 }
 
 // likelySecret is the length from which the value of an extra header is taken

@@ -119,6 +119,10 @@ func startOn(l net.Listener, live *proxy.Live, log zerolog.Logger) *relay {
 	r := &relay{handler: h, listener: l, failed: make(chan error, 1), server: newServer(h, log)}
 	r.server.BaseContext = func(net.Listener) context.Context { return h.Context() }
 	go tick(h.Context())
+	h.Refresh()
+	for _, up := range live.Router.Upstreams() {
+		go h.Watch(h.Context(), up)
+	}
 	go func() {
 		if err := r.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			r.failed <- err

@@ -150,6 +150,10 @@ type slowProvider struct {
 func newSlowProvider(t *testing.T) *slowProvider {
 	s := &slowProvider{release: make(chan struct{}), keys: make(chan string, 10)}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.Method == http.MethodGet { // the list of models
+			http.NotFound(w, r)
+			return
+		}
 		_, _ = io.Copy(io.Discard, r.Body)
 		s.keys <- r.Header.Get("X-Api-Key")
 		w.Header().Set("Content-Type", "text/event-stream")

@@ -111,6 +111,28 @@ func (c *Clients) Identify(h http.Header) (name string, err error) {
 	return "", ErrUnknownToken
 }
 
+// Own reports whether h carries a credential that is the client's own at Anthropic: a
+// subscription's token as Bearer (sk-ant-oat…), or an API key (sk-ant-api…) in either
+// header, and nothing else that might be meant for the relay. Source of the forms:
+// https://code.claude.com/docs/en/llm-gateway.
+func Own(h http.Header) bool {
+	keys, auths := h["X-Api-Key"], h["Authorization"]
+	if len(keys) > 1 || len(auths) > 1 || len(keys)+len(auths) == 0 {
+		return false
+	}
+	if key := first(keys); len(keys) > 0 && !strings.HasPrefix(key, ownKey) {
+		return false
+	}
+	token := bearer(first(auths))
+	return len(auths) == 0 || strings.HasPrefix(token, ownKey) || strings.HasPrefix(token, ownToken)
+}
+
+// The beginnings of credentials that Anthropic gives to users.
+const (
+	ownKey   = "sk-ant-api"
+	ownToken = "sk-ant-oat"
+)
+
 func first(values []string) string {
 	if len(values) == 0 {
 		return ""

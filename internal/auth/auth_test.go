@@ -75,6 +75,51 @@ func TestWithoutClientsEveryRequestIsAccepted(t *testing.T) {
 	}
 }
 
+func TestOwn(t *testing.T) {
+	const key, token = "sk-ant-api03-x", "sk-ant-oat01-x"
+	for name, tt := range map[string]struct {
+		keys, auths []string
+		want        bool
+	}{
+		"a key":                          {[]string{key}, nil, true},
+		"a key as bearer":                {nil, []string{"Bearer " + key}, true},
+		"a token":                        {nil, []string{"Bearer " + token}, true},
+		"a token, oddly written":         {nil, []string{"bEARER   " + token + " "}, true},
+		"both the same":                  {[]string{key}, []string{"Bearer " + key}, true},
+		"both":                           {[]string{key}, []string{"Bearer " + token}, true},
+		"none":                           {nil, nil, false},
+		"empty ones":                     {[]string{""}, []string{""}, false},
+		"a token as a key":               {[]string{token}, nil, false},
+		"a token in both":                {[]string{token}, []string{"Bearer " + token}, false},
+		"no scheme":                      {nil, []string{token}, false},
+		"another scheme":                 {nil, []string{"Basic " + token}, false},
+		"a tab after the scheme":         {nil, []string{"Bearer\t" + token}, false},
+		"in capitals":                    {[]string{"SK-ANT-API03-X"}, nil, false},
+		"a part":                         {[]string{"sk-ant-"}, nil, false},
+		"not at the beginning":           {[]string{" " + key}, nil, false},
+		"an admin's":                     {[]string{"sk-ant-admin01-x"}, nil, false},
+		"a key beside something else":    {[]string{key}, []string{"Bearer else"}, false},
+		"a key beside another scheme":    {[]string{key}, []string{"Basic else"}, false},
+		"a key beside nothing":           {[]string{key}, []string{""}, false},
+		"something else beside a bearer": {[]string{"else"}, []string{"Bearer " + token}, false},
+		"nothing beside a bearer":        {[]string{""}, []string{"Bearer " + token}, false},
+		"two keys":                       {[]string{key, key}, nil, false},
+		"two bearers":                    {nil, []string{"Bearer " + token, "Bearer " + token}, false},
+		"two keys beside a bearer":       {[]string{key, key}, []string{"Bearer " + token}, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h := http.Header{}
+			if tt.keys != nil {
+				h["X-Api-Key"] = tt.keys
+			}
+			if tt.auths != nil {
+				h["Authorization"] = tt.auths
+			}
+			assert.Equal(t, tt.want, auth.Own(h))
+		})
+	}
+}
+
 func TestNewClientsRefuses(t *testing.T) {
 	for name, tt := range map[string]struct {
 		cfg  []auth.ClientConfig

@@ -18,6 +18,7 @@ import (
 	"cc-relay/internal/auth"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
+	"cc-relay/internal/router"
 )
 
 // Config is the whole configuration. Only Providers is required. A Config that
@@ -28,7 +29,19 @@ type Config struct {
 	// be a loopback address.
 	Clients []auth.ClientConfig `yaml:"clients,omitempty"`
 	Logging Logging             `yaml:"logging"`
-	Routing Routing             `yaml:"routing"`
+	Routing router.Config       `yaml:"routing"`
+	// Models are the rules that lead requests to providers; the first that matches
+	// counts. None: all requests go to all providers.
+	Models []router.Rule `yaml:"models,omitempty"`
+	// Aliases are other names of models, for clients to use; an alias may name another.
+	Aliases map[string]string `yaml:"aliases,omitempty"`
+	// Prices is a file of prices that go before the built-in ones, see LoadPrices.
+	// Empty: none do. A relative path counts from the directory that the relay was
+	// started in, as that of a provider's ca_file does.
+	Prices string `yaml:"prices,omitempty"`
+	// Passthrough sends a client's own Anthropic credential, where it sends one instead
+	// of a token of the relay, to the first provider of Anthropic's, outside the pool.
+	Passthrough bool `yaml:"passthrough,omitempty"`
 	// Classes put models in other classes than the relay's own table does. The
 	// first rule that matches counts.
 	Classes []keypool.ClassRule `yaml:"classes,omitempty"`
@@ -93,12 +106,6 @@ type Logging struct {
 	Format string `yaml:"format"`
 }
 
-// Routing says how a request chooses among the providers.
-type Routing struct {
-	// Strategy is failover: the first provider in the list that can serve. Default failover.
-	Strategy string `yaml:"strategy"`
-}
-
 // Provider is one upstream with its keys.
 type Provider struct {
 	provider.Config `yaml:",inline"`
@@ -116,11 +123,20 @@ func (p Provider) PoolConfig() keypool.PoolConfig {
 	return pool
 }
 
+// Routes returns the configuration of the router, rules and aliases filled in. They
+// are shared with c, not copied.
+func (c *Config) Routes() router.Config {
+	routes := c.Routing
+	routes.Rules, routes.Aliases = c.Models, c.Aliases
+	return routes
+}
+
 const anthropicURL = "https://api.anthropic.com"
 
 // Default returns the configuration of an empty file: every default filled in, no
 // clients and no providers. It is not valid before a provider is added.
 func Default() Config {
+	retry := true
 	return Config{
 		Server: Server{
 			Listen:       "127.0.0.1:8787",
@@ -130,7 +146,7 @@ func Default() Config {
 			State:        StateOn,
 		},
 		Logging: Logging{Level: "info", Format: "json"},
-		Routing: Routing{Strategy: "failover"},
+		Routing: router.Config{Strategy: router.StrategyFailover, RetryUnknown: &retry},
 	}
 }
 
@@ -164,13 +180,24 @@ func Redacted(cfg *Config) ([]byte, error) {
 	shown.Classes = make([]keypool.ClassRule, len(cfg.Classes))
 	for i, rule := range cfg.Classes {
 		shown.Classes[i].Class = escape(rule.Class)
-		for _, pattern := range rule.Models {
-			shown.Classes[i].Models = append(shown.Classes[i].Models, escape(pattern))
-		}
+		shown.Classes[i].Models = escapeAll(rule.Models)
+	}
+	shown.Prices = escape(cfg.Prices)
+	shown.Routing.Default = escapeAll(cfg.Routing.Default)
+	shown.Models = make([]router.Rule, len(cfg.Models))
+	for i, rule := range cfg.Models {
+		rule.Match, rule.Clients, rule.Targets = escapeAll(rule.Match), escapeAll(rule.Clients), escapeAll(rule.Targets)
+		rule.Class = escape(rule.Class)
+		shown.Models[i] = rule
+	}
+	shown.Aliases = make(map[string]string, len(cfg.Aliases))
+	for name, model := range cfg.Aliases {
+		shown.Aliases[name] = escape(model)
 	}
 	shown.Providers = make([]Provider, len(cfg.Providers))
 	for i, p := range cfg.Providers {
 		p.BaseURL = escape(p.BaseURL)
+		p.Origin = escape(p.Origin)
 		p.CAFile = escape(p.CAFile)
 		shown.Providers[i] = p
 	}
@@ -183,6 +210,14 @@ func Redacted(cfg *Config) ([]byte, error) {
 
 // escape undoes the expansion of variables: a dollar sign is written as two.
 func escape(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+func escapeAll(list []string) []string {
+	var all []string
+	for _, s := range list {
+		all = append(all, escape(s))
+	}
+	return all
+}
 
 //go:embed example.yaml
 var example []byte

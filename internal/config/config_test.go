@@ -16,6 +16,7 @@ import (
 	"cc-relay/internal/config"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
+	"cc-relay/internal/router"
 	"cc-relay/internal/secret"
 )
 
@@ -105,10 +106,17 @@ func TestTheExampleWithItsCommentedClientsLoads(t *testing.T) {
 }
 
 func TestTheExampleWithItsCommentedClassesLoads(t *testing.T) {
-	text := regexp.MustCompile(`(?m)^  # (- models|  class)`).ReplaceAll(config.Example(), []byte("  $1"))
+	text := regexp.MustCompile(`(?m)^  # (- models|  class: acme)`).ReplaceAll(config.Example(), []byte("  $1"))
 	cfg, err := config.Parse("example.yaml", text, environ("ANTHROPIC_API_KEY", "sk-ant-1"))
 	require.NoError(t, err)
 	assert.Equal(t, []keypool.ClassRule{{Models: []string{"acme-large", "acme-large-*"}, Class: "acme-large"}}, cfg.Classes)
+}
+
+func TestTheExampleWithItsCommentedModelsLoads(t *testing.T) {
+	text := regexp.MustCompile(`(?m)^  # (- match|  (class: ""|clients|targets|weights|strategy))`).ReplaceAll(config.Example(), []byte("  $1"))
+	cfg, err := config.Parse("example.yaml", text, environ("ANTHROPIC_API_KEY", "sk-ant-1"))
+	require.NoError(t, err)
+	assert.Equal(t, []router.Rule{{Match: []string{"claude-opus-*"}, Targets: []string{"anthropic", "anthropic/claude-opus-5"}}}, cfg.Models)
 }
 
 func TestExampleBelongsToTheCaller(t *testing.T) {
@@ -124,6 +132,19 @@ clients:
 - name: dev
   token: ${TOKEN}
 logging: { level: trace, format: console }
+routing: { strategy: latency, retry_unknown: False, default: [ local-llm/small, "${LOCAL}", anthropic ], weights: [ 1, "2", 1000 ] }
+models:
+- match: [ claude-opus-*, "${OPUS}[1m]", opus ]
+  class: opus-5
+  clients: [ dev ]
+  targets: [ anthropic, anthropic/claude-opus-4-8, local-llm/vendor/big-model ]
+  weights: [ 3, 2, 1 ]
+  strategy: weighted_round_robin
+- { class: x, targets: [ local-llm ] }
+- { match: [ "*" ], targets: [ anthropic ], strategy: "" }
+aliases: { opus: "${OPUS}", fast: haiku, haiku: claude-haiku-5-5, 5.5: opus }
+prices: ${PRICES}
+passthrough: TRUE
 classes: [ { models: [ claude-x, "*/claude-x-*[1m]" ], class: "x" }, { class: opus-5, models: [ "*" ] } ]
 providers:
 - kind: anthropic
@@ -140,12 +161,30 @@ providers:
   first_token_timeout: 1ms
   response_timeout: 2h
   idle_timeout: 1m
+  health_check: 1s
+  origin: acme
 `
+	prices := writeFile(t, 0o644, okPrice)
 	want := config.Config{
 		Server:  config.Server{Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024, State: "off", StateDir: "/home/me/relay"},
 		Logging: config.Logging{Level: "trace", Format: "console"},
-		Routing: config.Routing{Strategy: "failover"},
-		Clients: []auth.ClientConfig{{Name: "dev", Token: secret.New("s3cret-token")}},
+		Routing: router.Config{
+			Strategy: "latency", RetryUnknown: ptr(false),
+			Default: []string{"local-llm/small", "local-llm", "anthropic"}, Weights: []int{1, 2, 1000},
+		},
+		Models: []router.Rule{
+			{
+				Match: []string{"claude-opus-*", "claude-opus-5-5[1m]", "opus"}, Class: "opus-5", Clients: []string{"dev"},
+				Targets: []string{"anthropic", "anthropic/claude-opus-4-8", "local-llm/vendor/big-model"},
+				Weights: []int{3, 2, 1}, Strategy: "weighted_round_robin",
+			},
+			{Class: "x", Targets: []string{"local-llm"}},
+			{Match: []string{"*"}, Targets: []string{"anthropic"}},
+		},
+		Aliases:     map[string]string{"opus": "claude-opus-5-5", "fast": "haiku", "haiku": "claude-haiku-5-5", "5.5": "opus"},
+		Prices:      prices,
+		Passthrough: true,
+		Clients:     []auth.ClientConfig{{Name: "dev", Token: secret.New("s3cret-token")}},
 		Classes: []keypool.ClassRule{
 			{Models: []string{"claude-x", "*/claude-x-*[1m]"}, Class: "x"},
 			{Models: []string{"*"}, Class: "opus-5"},
@@ -161,15 +200,38 @@ providers:
 					Headers:     map[string]secret.Value{"X-Team": secret.New("red & co"), "X-Empty": secret.New("")},
 					DialTimeout: time.Second, FirstTokenTimeout: time.Millisecond,
 					ResponseTimeout: 2 * time.Hour, IdleTimeout: time.Minute,
+					HealthCheck: time.Second, Origin: "acme",
 				},
 				Pool: pool("least_loaded"),
 			},
 		},
 	}
 	want.Providers[0].Pool = keypool.PoolConfig{Strategy: "weighted", MaxWait: ptr(time.Duration(0)), Affinity: "off"}
-	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red", "HOME", "/home/me"))
+	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red", "HOME", "/home/me",
+		"LOCAL", "local-llm", "OPUS", "claude-opus-5-5", "PRICES", prices))
 	require.NoError(t, err)
 	assert.Equal(t, &want, got)
+
+	shown, err := config.Redacted(got)
+	require.NoError(t, err)
+	again, err := config.Parse("shown.yaml", refill(shown), environ())
+	require.NoError(t, err, "%s", shown)
+	assert.Equal(t, withoutSecrets(got), withoutSecrets(again), "%s", shown)
+}
+
+func TestRoutes(t *testing.T) {
+	cfg, err := config.Parse("c.yaml", []byte(`
+routing: { strategy: cost, retry_unknown: false, default: [ anthropic ], weights: [ 7 ] }
+models: [ { match: [ a ], targets: [ anthropic/b ] } ]
+aliases: { c: a }
+`+ok), environ())
+	require.NoError(t, err)
+	assert.Equal(t, router.Config{
+		Strategy: "cost", RetryUnknown: ptr(false), Default: []string{"anthropic"}, Weights: []int{7},
+		Rules:   []router.Rule{{Match: []string{"a"}, Targets: []string{"anthropic/b"}}},
+		Aliases: map[string]string{"c": "a"},
+	}, cfg.Routes())
+	assert.Nil(t, cfg.Routing.Rules, "Routes must not change its receiver")
 }
 
 func TestWaysToWriteAFile(t *testing.T) {
@@ -183,9 +245,11 @@ func TestWaysToWriteAFile(t *testing.T) {
 		"CRLF":             "providers:\r\n- keys:\r\n  - key: k1\r\n    rpm_limit: 10\r\n",
 		"byte order mark":  "\ufeffproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]",
 		"document markers": "---\nproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]\n...\n",
-		"nothing said": "server:\nclients:\nlogging: ~\nrouting: null\nproviders:\n- name:\n  base_url:\n  headers:\n  pool:\n" +
-			"  keys:\n  - key: k1\n    rpm_limit: 10\n    priority:\n    weight: ~\n",
-		"empty lists":  "clients: []\nserver: {}\nproviders: [{ headers: {}, pool: {}, keys: [{ key: k1, rpm_limit: 10 }] }]",
+		"nothing said": "server:\nclients:\nlogging: ~\nrouting: null\nmodels:\naliases:\nprices:\npassthrough:\nproviders:\n- name:\n  base_url:\n  headers:\n  pool:\n" +
+			"  health_check:\n  origin:\n  keys:\n  - key: k1\n    rpm_limit: 10\n    priority:\n    weight: ~\n",
+		"nothing said of routing": "routing: { strategy:, retry_unknown:, default: ~, weights: }\nproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]",
+		"empty lists": "clients: []\nserver: {}\nmodels: []\naliases: {}\nprices: ''\nrouting: { default: [], weights: [] }\n" +
+			"providers: [{ headers: {}, pool: {}, health_check: 0s, origin: '', keys: [{ key: k1, rpm_limit: 10 }] }]",
 		"long comment": "providers: [{ keys: [{ key: k1, rpm_limit: 10 }] }] " + strings.Repeat("#", 3000),
 		"long line":    "providers: [{ " + strings.Repeat(" ", 1000) + "keys: [{ key: k1, rpm_limit: 10 }] }]",
 	} {
@@ -211,10 +275,16 @@ func TestRedacted(t *testing.T) {
 	const text = `
 server: { listen: 0.0.0.0:80, state_dir: "/var/$${x}" }
 classes: [ { models: [ "$$a-*" ], class: b$$ } ]
+routing: { default: [ "anthropic/$${a}" ], weights: [ 2 ], retry_unknown: false, strategy: shuffle }
+models: [ { match: [ "$$b*" ], class: c$$, clients: [ ci ], targets: [ "anthropic/$$d" ], weights: [ 3 ], strategy: cost } ]
+aliases: { e: "$${f}", null: "~" }
+passthrough: true
 clients: [ { name: dev, token: "${CANARY}" }, { name: ci, token_sha256: 0A0b0c0d0e0f00010203040506070809000102030405060708090a0b0c0d0e0f } ]
 providers:
   - base_url: https://example.com/$${tenant}
     headers: { x-credential: "Basic ${CANARY}" }
+    health_check: 90s
+    origin: anthropic
     keys: [ { key: "${CANARY}", priority: 0 } ]
 `
 	cfg, err := config.Parse("c.yaml", []byte(text), environ("CANARY", canary))
@@ -237,7 +307,27 @@ logging:
   level: info
   format: json
 routing:
-  strategy: failover
+  strategy: shuffle
+  retry_unknown: false
+  default:
+  - anthropic/$${a}
+  weights:
+  - 2
+models:
+- match:
+  - $$b*
+  class: c$$
+  clients:
+  - ci
+  targets:
+  - anthropic/$$d
+  weights:
+  - 3
+  strategy: cost
+aliases:
+  e: $${f}
+  "null": "~"
+passthrough: true
 classes:
 - models:
   - $$a-*
@@ -253,6 +343,8 @@ providers:
   first_token_timeout: 2m0s
   response_timeout: 10m0s
   idle_timeout: 5m30s
+  health_check: 1m30s
+  origin: anthropic
   pool:
     strategy: least_loaded
     max_wait: 3s
@@ -263,4 +355,6 @@ providers:
 `, string(got))
 	assert.False(t, bytes.Contains(got, []byte(canary)), "output holds the key")
 	assert.Equal(t, "https://example.com/${tenant}", cfg.Providers[0].BaseURL, "Redacted must not change its argument")
+	assert.Equal(t, []string{"$b*"}, cfg.Models[0].Match, "Redacted must not change its argument")
+	assert.Equal(t, map[string]string{"e": "${f}", "null": "~"}, cfg.Aliases, "Redacted must not change its argument")
 }

@@ -22,6 +22,10 @@ func FuzzParse(f *testing.F) {
 		"server: { listen: '[::1]:0', drain_timeout: 1h, expose: no, max_body_bytes: 1 }\n" + ok,
 		"clients:\n- name: null\n  token: ${T}\n- { name: 0x1F, token_sha256: " + hashOfToken + " }\nproviders:\n- name: '1e3'\n  base_url: https://h/$$a/${B:-c}\n  headers: { X-A: \"a b\", 'x!#$%&''*+-.^_`|~': ~ }\n",
 		"server: { state: off, state_dir: /a }\nclasses:\n- models: [ '*/$$a', \"b*[1m]\" ]\n  class: ${B:-c}\n- { class: 'null', models: ['*'] }\nproviders: [{ keys: [{ key: k }], pool: { max_wait: 59.5s, affinity: off } }]\n",
+		"routing: { strategy: cost, retry_unknown: no, default: [ a/b, '0', a ], weights: [1,2,3] }\nproviders: [{ name: a, keys: [{ key: k }], origin: '0', health_check: 1s }, { name: '0', keys: [{ key: l }] }]\n",
+		"models: [{ match: ['*', '$$a', '#b'], class: '~', targets: [ 'anthropic/a/b[1m]', anthropic ], weights: [1, 1000], strategy: latency }, { class: null, targets: [anthropic/~] }]\n" + ok,
+		"aliases: { null: a, 1e3: '0x1', 'a:': ':b', true: false, 'a[1m]': '~', 2026-01-01: $$, 'a/b:c': '---', 'x-': '#' }\n" + ok, "aliases: { '<<': b }\n" + ok,
+		"aliases: { a: b, b: a }\nmodels: [{ targets: [b/] }]\npassthrough: true\nprices: testdata/ca.pem\n" + ok, "prices: ../price/prices.yaml\npassthrough: true\n" + ok,
 		"providers:\n- keys:\n  - key: |-\n      k1\n    priority: 0\n  - { key: k2, priority: 2, weight: 10 }\n",
 		"a: &a [*a]\n<<: *a\n? x\n: !!int y\n---\n...\n", "logging: { level: ${LEVEL}, }\n%YAML 1.2\n", "0::", "{? {? ", "b: 0_", "a: \"\\", "- |\n-", "a: 'b' c\n",
 	} {

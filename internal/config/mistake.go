@@ -93,11 +93,36 @@ func (r *report) addf(path, format string, args ...any) {
 }
 
 func (r *report) addAt(at place, path string, err error) {
-	// The name of a header is the one part of a path that the file chooses.
+	// The names of headers and aliases are the parts of a path that the file chooses.
 	if before, name, ok := strings.Cut(path, ".headers."); ok && !harmless(name) {
 		path = before + ".headers"
 	}
+	if name, ok := strings.CutPrefix(path, "aliases."); ok && !harmless(name) {
+		path = "aliases"
+	}
 	r.mistakes = append(r.mistakes, &Mistake{File: r.file, Line: at.line, Column: at.column, Path: path, Err: err})
+}
+
+// wrong reports whether a list or an entry of it has a mistake.
+func (r *report) wrong(list string) bool {
+	for path := range r.failed {
+		if rest, ok := strings.CutPrefix(path, list); ok && (rest == "" || rest[0] == '[') {
+			return true
+		}
+	}
+	return false
+}
+
+// unnamed reports whether the name of an entry of a list is not known, so that one
+// that seems to be missing may be meant for it.
+func (r *report) unnamed(list string, entries int) bool {
+	for i := range entries {
+		path := fmt.Sprintf("%s[%d]", list, i)
+		if r.failed[path] || r.failed[path+".name"] {
+			return true
+		}
+	}
+	return r.failed[list]
 }
 
 // place returns where path stands, or where the nearest thing around it stands

@@ -17,7 +17,7 @@ const hashOfToken = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f
 
 func TestMistakes(t *testing.T) {
 	empty := "c.yaml: empty; " + `write at least: providers: [{ keys: [{ key: "${ANTHROPIC_API_KEY}" }] }]`
-	const known = "known here: server, clients, logging, routing, classes, providers"
+	const known = "known here: server, clients, logging, routing, models, aliases, prices, passthrough, classes, providers"
 	for _, test := range []struct {
 		name, text string
 		want       []string
@@ -53,7 +53,7 @@ func TestMistakes(t *testing.T) {
 		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes, state, state_dir"}},
 		{"unknown, long", ok + "providers" + strings.Repeat("s", 30) + ": 1\n", []string{"c.yaml:2:1: unknown field; " + known}},
 		{"unknown in an inlined struct", "providers:\n- url: x\n  keys: [{ key: k }]\n", []string{"c.yaml:2:3: providers[0].url: unknown field; known here: " +
-			"name, kind, base_url, auth, headers, ca_file, allow_http, dial_timeout, first_token_timeout, response_timeout, idle_timeout, pool, keys"}},
+			"name, kind, base_url, auth, headers, ca_file, allow_http, dial_timeout, first_token_timeout, response_timeout, idle_timeout, health_check, origin, pool, keys"}},
 		{"go field name", "providers: [{ keys: [{ key: k }], pool: { Keys: [] } }]\n", []string{"c.yaml:1:43: providers[0].pool.Keys: unknown field; known here: strategy, max_wait, affinity"}},
 		{"name that is no name", ok + "'': 1\n5: 1\nnull: 1\n", []string{
 			"c.yaml:2:1: unknown field; " + known, "c.yaml:3:1: unknown field; " + known, "c.yaml:4:1: null: unknown field; " + known}},
@@ -116,10 +116,11 @@ func TestMistakes(t *testing.T) {
 		{"body size", ok + "server: { max_body_bytes: 0 }\n", []string{"c.yaml:2:27: server.max_body_bytes: 0 is not a size; write 1 to 1073741824 bytes"}},
 		{"body size too large", ok + "server: { max_body_bytes: 1073741825 }\n", []string{"c.yaml:2:27: server.max_body_bytes: 1073741825 is not a size; write 1 to 1073741824 bytes"}},
 		{"drain", ok + "server: { drain_timeout: 0s }\n", []string{"c.yaml:2:26: server.drain_timeout: 0s is no time; write a duration above 0, such as 30s or 10m"}},
-		{"words", ok + "logging: { level: warning, format: text }\nrouting: { strategy: round_robin }\n", []string{
+		{"words", ok + "logging: { level: warning, format: text }\nrouting: { strategy: round-robbin, retry_unknown: maybe }\n", []string{
 			"c.yaml:2:19: logging.level: unknown; did you mean warn?",
 			"c.yaml:2:36: logging.format: unknown; write json or console",
-			"c.yaml:3:22: routing.strategy: unknown; write failover"}},
+			"c.yaml:3:22: routing.strategy: unknown; did you mean round_robin?",
+			"c.yaml:3:51: routing.retry_unknown: write true or false"}},
 
 		{"state", ok + "server: { state: yes, state_dir: ~/relay }\n", []string{
 			"c.yaml:2:18: server.state: unknown; write on or off",

@@ -57,6 +57,23 @@ func ParsePrices(name string, data []byte, env func(string) (string, bool)) ([]p
 	return prices, nil
 }
 
+// checkPriceFile reads the file now, as caFileError does. Each of its mistakes is one
+// of the configuration, with both places.
+func checkPriceFile(r *report, path string) {
+	data, _, err := readFile(path, maxFileBytes)
+	if err != nil {
+		r.add("prices", err)
+		return
+	}
+	_, err = ParsePrices(path, data, os.LookupEnv)
+	var all interface{ Unwrap() []error }
+	if errors.As(err, &all) {
+		for _, mistake := range all.Unwrap() {
+			r.addAt(r.place("prices"), "prices", mistake)
+		}
+	}
+}
+
 type priceRow struct {
 	price.Price `yaml:",inline"`
 }

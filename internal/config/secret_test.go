@@ -44,6 +44,14 @@ func TestNoErrorHoldsASecret(t *testing.T) {
 		"providers: [{ pool: CANARY }, { pool: { strategy: CANARY } }, { pool: { CANARY: 1 } }]",
 		"providers: [{ keys: CANARY }, { keys: [CANARY] }, { keys: { CANARY: 1 } }, { keys: [{ key: [CANARY] }] }, { keys: [{ CANARY: 50 }] }, { keys: [{ key: 'CANARY x' }] }]",
 		"providers: [{ keys: [{ key: k, rpm_limit: CANARY, itpm_limit: CANARY, otpm_limit: CANARY, priority: CANARY, weight: CANARY }] }]",
+		// where requests go
+		"routing: { strategy: CANARY, retry_unknown: CANARY, default: [CANARY, CANARY/a, CANARY, 'CANARY/a b'], weights: [CANARY] }", "routing: { CANARY: 1, default: CANARY, weights: CANARY }",
+		"models: CANARY", "models: [CANARY]", "models: { CANARY: 1 }", "models: [{ CANARY: 1 }, { match: CANARY, class: [CANARY], clients: CANARY, targets: CANARY, weights: CANARY }]",
+		"models: [{ match: ['CANARY x', 'CANARY?'], class: 'CANARY x', clients: [CANARY], targets: [CANARY, CANARY/, /CANARY, CANARY/CANARY, CANARY], weights: [CANARY, 1], strategy: CANARY }]",
+		"models: [{ match: [CANARY], targets: [CANARY] }, { match: [CANARY], targets: [a/CANARY] }, { class: CANARY, targets: [a] }, { class: CANARY, targets: [a] }]\nproviders: [{ name: 'CANARY x', keys: [{ key: CANARY }] }, { name: a, keys: [{ key: k }] }]",
+		"aliases: CANARY", "aliases: [CANARY]", "aliases: { CANARY: CANARY }", "aliases: { a: CANARY, CANARY: a }", "aliases: { CANARY: [1], 'CANARY*': a, b: 'CANARY*', c: 'CANARY x' }", "aliases: { CANARY: a, CANARY: b }", "aliases: { CANARY: '${UNSET}' }",
+		"prices: CANARY", "prices: '${KEY}'", "prices: /CANARY", "prices: [CANARY]", "prices: \"CANARY\\0\"", "passthrough: CANARY",
+		"providers: [{ health_check: CANARY, origin: CANARY, name: CANARY }]",
 		// variables
 		"providers: [{ keys: [{ key: '${CANARY}' }, { key: '${UNSET}CANARY' }, { key: '${UNSET:CANARY}' }, { key: '${CANARY' }, { key: '${:-CANARY}' }, { key: '${KEY} x' }] }]",
 		"server: { max_body_bytes: '${KEY}', listen: '${KEY}', drain_timeout: '${KEY}' }\nlogging: { level: '${KEY}' }",

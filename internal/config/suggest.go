@@ -9,7 +9,8 @@ func nearest(name string, known []string) string {
 		return ""
 	}
 	best, least := "", 3
-	for _, k := range known {
+	for _, one := range known {
+		k := strings.ReplaceAll(one, "-", "_")
 		d := distance(name, k)
 		if len(name) >= 3 && (strings.HasPrefix(k, name) || strings.HasPrefix(name, k)) {
 			d = min(d, 2)
@@ -17,7 +18,7 @@ func nearest(name string, known []string) string {
 			continue
 		}
 		if d < least {
-			best, least = k, d
+			best, least = one, d
 		}
 	}
 	return best

@@ -15,6 +15,7 @@ import (
 
 	"cc-relay/internal/auth"
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/provider"
 )
 
 // Bounds of numbers. A limit above a thousand million a minute is a slip.
@@ -29,7 +30,7 @@ var clientName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 
 // Validate checks a configuration that was changed or built by hand, as after a
 // flag replaced a value. The error joins one *Mistake for everything that is
-// wrong, without lines. It reads the CA files that c names.
+// wrong, without lines. It reads the CA files and the prices that c names.
 func (c *Config) Validate() error {
 	r := newReport("configuration")
 	c.validate(r)
@@ -48,10 +49,37 @@ func (c *Config) validate(r *report) {
 	}
 	checkOneOf(r, "logging.level", c.Logging.Level, "trace", "debug", "info", "warn", "error")
 	checkOneOf(r, "logging.format", c.Logging.Format, "json", "console")
-	checkOneOf(r, "routing.strategy", c.Routing.Strategy, "failover")
 	checkClients(r, c.Clients)
 	checkClasses(r, c.Classes)
 	checkProviders(r, c.Providers)
+	c.checkRoutes(r)
+	if c.Prices != "" {
+		checkPriceFile(r, c.Prices)
+	}
+	if c.Passthrough && len(c.Providers) > 0 {
+		c.checkPassthrough(r)
+	}
+}
+
+// checkPassthrough sees to it that clients' own credentials go to Anthropic's. A
+// provider elsewhere that is called anthropic, also by default, may be anybody's.
+func (c *Config) checkPassthrough(r *report) {
+	found := false
+	for i, p := range c.Providers {
+		named := p.WithDefaults().Origin == provider.OriginAnthropic
+		p.Name = ""
+		switch {
+		case p.WithDefaults().Origin == provider.OriginAnthropic:
+			found = true
+		case named:
+			r.addf(fmt.Sprintf("providers[%d].origin", i), "missing: called anthropic, it would be sent clients' own credentials (passthrough); "+
+				"write origin: anthropic if it is Anthropic's, or give it another name")
+			found = true
+		}
+	}
+	if !found {
+		r.addf("passthrough", "no provider is Anthropic's, and a client's own credential goes to no other; add one, or set origin: anthropic on one that is")
+	}
 }
 
 func (c *Config) checkListen(r *report) {

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"time"
 
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
@@ -61,6 +62,12 @@ func checkProviders(r *report, providers []Provider) {
 		checkDuration(r, path+".first_token_timeout", p.FirstTokenTimeout)
 		checkDuration(r, path+".response_timeout", p.ResponseTimeout)
 		checkDuration(r, path+".idle_timeout", p.IdleTimeout)
+		if p.HealthCheck < 0 || p.HealthCheck > 0 && p.HealthCheck < time.Second {
+			r.addf(path+".health_check", "%s is too often; write 1s or more, or 0s for none", p.HealthCheck)
+		}
+		if p.Origin != "" && !providerName.MatchString(p.Origin) {
+			r.addf(path+".origin", "not a name; write lower-case letters, digits, - and _, such as anthropic")
+		}
 		if err := baseURLError(p.BaseURL, p.AllowHTTP); err != nil {
 			r.add(path+".base_url", err)
 		}

@@ -113,7 +113,7 @@ type Classes struct {
 }
 
 type classRule struct {
-	pattern []string // the texts between the *, in order
+	pattern Pattern
 	class   string
 }
 
@@ -133,7 +133,7 @@ func NewClasses(rules []ClassRule) (*Classes, error) {
 			if err := CheckModelPattern(m); err != nil {
 				return nil, fmt.Errorf("keypool: classes[%d]: models[%d]: %w", i, j, err)
 			}
-			c.rules = append(c.rules, classRule{strings.Split(m, "*"), r.Class})
+			c.rules = append(c.rules, classRule{NewPattern(m), r.Class})
 		}
 	}
 	return c, nil
@@ -143,7 +143,7 @@ func NewClasses(rules []ClassRule) (*Classes, error) {
 func (c *Classes) Of(model string) string {
 	if c != nil {
 		for _, r := range c.rules {
-			if matches(r.pattern, model) {
+			if r.pattern.Matches(model) {
 				return r.class
 			}
 		}
@@ -151,18 +151,25 @@ func (c *Classes) Of(model string) string {
 	return ClassOf(model)
 }
 
-// matches reports whether text is the parts in order with anything between them.
-// Taking each part where it comes first leaves the most for those that follow.
-func matches(parts []string, text string) bool {
-	text, ok := strings.CutPrefix(text, parts[0])
-	if !ok || len(parts) == 1 {
-		return ok && text == ""
+// Pattern is a model's name in which * stands for any characters: the texts
+// between them, in order.
+type Pattern []string
+
+// NewPattern reads a pattern; see CheckModelPattern for what is none.
+func NewPattern(text string) Pattern { return strings.Split(text, "*") }
+
+// Matches reports whether model fits the pattern. Taking each part where it comes
+// first leaves the most for those that follow.
+func (p Pattern) Matches(model string) bool {
+	rest, ok := strings.CutPrefix(model, p[0])
+	if !ok || len(p) == 1 {
+		return ok && rest == ""
 	}
-	last := len(parts) - 1
-	for _, part := range parts[1:last] {
-		if _, text, ok = strings.Cut(text, part); !ok {
+	last := len(p) - 1
+	for _, part := range p[1:last] {
+		if _, rest, ok = strings.Cut(rest, part); !ok {
 			return false
 		}
 	}
-	return strings.HasSuffix(text, parts[last])
+	return strings.HasSuffix(rest, p[last])
 }

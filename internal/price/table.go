@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 	"sync"
+
+	"cc-relay/internal/keypool"
 )
 
 // Table finds prices. nil is the built-in ones alone. It never changes: safe for
@@ -25,7 +27,7 @@ type layer struct {
 
 type row struct {
 	Price
-	model, provider []string // the texts between the *, in order
+	model, provider keypool.Pattern
 }
 
 // NewTable returns a table of own rows and, after all of them, the built-in ones.
@@ -73,7 +75,7 @@ func newLayer(prices []Price) layer {
 	})
 	l := layer{exact: map[string][]row{}}
 	for _, p := range sorted {
-		r := row{p, strings.Split(p.Model, "*"), strings.Split(cmp.Or(p.Provider, "*"), "*")}
+		r := row{p, keypool.NewPattern(p.Model), keypool.NewPattern(cmp.Or(p.Provider, "*"))}
 		if len(r.model) > 1 {
 			l.globs = append(l.globs, r)
 		} else {
@@ -131,21 +133,5 @@ func (t *Table) find(provider, model string, prompt int) *Price {
 }
 
 func (r *row) isFor(provider, model string, prompt int) bool {
-	return (r.PromptOver == 0 || prompt > r.PromptOver) && matches(r.model, model) && matches(r.provider, provider)
-}
-
-// matches reports whether text is the parts in order with anything between them.
-// Taking each part where it comes first leaves the most for those that follow.
-func matches(parts []string, text string) bool {
-	text, ok := strings.CutPrefix(text, parts[0])
-	if !ok || len(parts) == 1 {
-		return ok && text == ""
-	}
-	last := len(parts) - 1
-	for _, part := range parts[1:last] {
-		if _, text, ok = strings.Cut(text, part); !ok {
-			return false
-		}
-	}
-	return strings.HasSuffix(text, parts[last])
+	return (r.PromptOver == 0 || prompt > r.PromptOver) && r.model.Matches(model) && r.provider.Matches(provider)
 }

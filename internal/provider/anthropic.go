@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"net/url"
+	"slices"
 	"strings"
 )
 
@@ -67,12 +68,18 @@ func (p *anthropic) NewRequest(ctx context.Context, call *Call, apiKey string) (
 	ForwardHeaders(header, call.Header)
 	// Own answers are read on the way: ask for plain bytes.
 	header["Accept-Encoding"] = identity
-	if apiKey != "" && p.bearer {
+	if call.Own {
+		forwardCredential(header, call.Header)
+	} else if apiKey != "" && p.bearer {
 		header["Authorization"] = []string{"Bearer " + apiKey}
 	} else if apiKey != "" {
 		header["X-Api-Key"] = []string{apiKey}
 	}
 	for name, values := range p.extra {
+		// What a client sends by itself goes unchanged, and is its credential alone.
+		if _, sent := header[name]; call.Own && (sent || slices.Contains(credentials, name)) {
+			continue
+		}
 		header[name] = values
 	}
 

@@ -33,6 +33,18 @@ func ForwardHeaders(dst, src http.Header) {
 	}
 }
 
+// credentials are the headers that a client identifies itself with.
+var credentials = []string{"Authorization", "X-Api-Key"}
+
+// forwardCredential adds what the client identifies itself with to the provider.
+func forwardCredential(dst, src http.Header) {
+	for _, name := range credentials {
+		if values, ok := src[name]; ok {
+			dst[name] = values
+		}
+	}
+}
+
 func inFamily(name string) bool {
 	for _, f := range families {
 		if strings.HasPrefix(name, f) {

@@ -29,6 +29,8 @@ type Call struct {
 	Header   http.Header          // the client's, unfiltered; not modified
 	Body     func() io.ReadCloser // a fresh reader for each attempt; nil without a body
 	Length   int64                // bytes in Body
+	// Own: the client's own credential goes along, and no key.
+	Own bool
 }
 
 // kinds is the table of upstreams: a new one is a file and a line here.

@@ -114,6 +114,36 @@ func TestRequestCredential(t *testing.T) {
 	}
 }
 
+// A client's own credential goes along as it is, and nobody else's with it. What the
+// operator adds to every request is added where the client does not say otherwise.
+func TestOwnCredential(t *testing.T) {
+	extra := map[string]secret.Value{
+		"x-tenant": secret.New("blue"), "anthropic-beta": secret.New("operator"), "anthropic-version": secret.New("2026-10-21"),
+		"authorization": secret.New("Bearer operator"), "X-API-KEY": secret.New("operator"),
+	}
+	for name, tt := range map[string]struct{ client, want http.Header }{
+		"a key":                {http.Header{"X-Api-Key": {"k"}}, http.Header{"X-Api-Key": {"k"}, "Anthropic-Beta": {"operator"}}},
+		"a token and its beta": {http.Header{"Authorization": {"Bearer t"}, "Anthropic-Beta": {"oauth", "more"}}, http.Header{"Authorization": {"Bearer t"}, "Anthropic-Beta": {"oauth", "more"}}},
+		"both":                 {http.Header{"X-Api-Key": {"k"}, "Authorization": {"Bearer t"}}, http.Header{"X-Api-Key": {"k"}, "Authorization": {"Bearer t"}, "Anthropic-Beta": {"operator"}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tt.client["Anthropic-Version"], tt.client["Cookie"] = []string{"2023-06-01"}, []string{"x=y"}
+			for _, auth := range []string{provider.AuthAPIKey, provider.AuthBearer} {
+				before := tt.client.Clone()
+				p := newProvider(t, provider.Config{BaseURL: "https://a", Auth: auth, Headers: extra})
+				req, err := p.NewRequest(t.Context(), &provider.Call{Method: "POST", Path: "/v1/messages", Header: tt.client, Own: true}, "the pool's")
+				require.NoError(t, err)
+				want := http.Header{"Accept-Encoding": {"identity"}, "Anthropic-Version": {"2023-06-01"}, "User-Agent": nil, "X-Tenant": {"blue"}}
+				for h, v := range tt.want {
+					want[h] = v
+				}
+				assert.Equal(t, want, req.Header)
+				assert.Equal(t, before, tt.client, "the client's headers are not touched")
+			}
+		})
+	}
+}
+
 // Each attempt, and each redo of the transport, reads the body from its beginning.
 func TestRequestBodies(t *testing.T) {
 	given := 0
@@ -177,9 +207,29 @@ func TestWithDefaults(t *testing.T) {
 	assert.Equal(t, want, provider.Config{}.WithDefaults())
 	assert.Equal(t, want, provider.Config{DialTimeout: -1, FirstTokenTimeout: -1, ResponseTimeout: -1, IdleTimeout: -1}.WithDefaults())
 	own := provider.Config{
-		Name: "n", Kind: "anthropic", Auth: "bearer", DialTimeout: 1, FirstTokenTimeout: 2, ResponseTimeout: 3, IdleTimeout: 4,
+		Name: "n", Kind: "anthropic", Auth: "bearer", DialTimeout: 1, FirstTokenTimeout: 2, ResponseTimeout: 3, IdleTimeout: 4, Origin: "o",
 	}
 	assert.Equal(t, own, own.WithDefaults())
+}
+
+// Who made the models decides where a user's own credential may go.
+func TestOrigin(t *testing.T) {
+	for base, want := range map[string]string{
+		"https://api.anthropic.com":             provider.OriginAnthropic,
+		"https://API.Anthropic.COM:443/v1":      provider.OriginAnthropic,
+		"https://anthropic.com":                 provider.OriginAnthropic,
+		"https://api.anthropic.com.example.com": "n",
+		"https://notanthropic.com":              "n",
+		"https://example.com/api.anthropic.com": "n",
+		"https://api.anthropic.com@example.com": "n",
+		"https://example.com?h=.anthropic.com":  "n",
+		"http://127.0.0.1:8080":                 "n",
+		"":                                      "n",
+		"https://%zz":                           "n",
+	} {
+		assert.Equal(t, want, provider.Config{Name: "n", BaseURL: base}.WithDefaults().Origin, base)
+		assert.Equal(t, "x", provider.Config{Name: "n", BaseURL: base, Origin: "x"}.WithDefaults().Origin, base)
+	}
 }
 
 // A Config is printed by accident sooner or later.

@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
+	"strings"
 	"time"
 
 	"cc-relay/internal/http1"
@@ -43,7 +45,21 @@ func (c Config) WithDefaults() Config {
 			*d.value = d.def
 		}
 	}
+	if c.Origin == "" {
+		c.Origin = c.origin()
+	}
 	return c
+}
+
+func (c Config) origin() string {
+	u, err := url.Parse(c.BaseURL)
+	if err != nil {
+		return c.Name
+	}
+	if host := strings.ToLower(u.Hostname()); host == "anthropic.com" || strings.HasSuffix(host, ".anthropic.com") {
+		return OriginAnthropic
+	}
+	return c.Name
 }
 
 // ConnectError says that no connection came about, so that nothing of a request

@@ -2,14 +2,13 @@ package proxy
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"io"
-	"math/rand/v2"
 	"net/http"
 	"strings"
 	"time"
 
+	"cc-relay/internal/health"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
 	"cc-relay/internal/router"
@@ -25,11 +24,16 @@ const (
 // answer is what one attempt brought. Exactly one of forward and abandon ends it.
 type answer struct {
 	up      *router.Upstream
-	lease   keypool.Lease
+	lease   lease
+	after   func(health.Outcome) // told of what becomes of a stream that is shown; nil: nobody is
+	lane    *router.Lane         // nil for a client's own credential, which blames nobody
+	model   string               // asked for
+	began   time.Time
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	watch   watch // ends the attempt: response or first token, then silence
 	verdict verdict
+	large   bool // the prompt is larger than any key's limit
 
 	resp   *http.Response // nil where none came
 	status int            // the answer's, or that of the error its body carries
@@ -37,6 +41,12 @@ type answer struct {
 
 	frames  *messages.Frames // of a stream
 	readErr error            // what ended reading, with frames still to be passed on
+	spoke   bool             // a frame of the answer itself has come
+	ended   bool             // the frame that ends the stream has come
+	said    int              // length of the error event at the end of what was read
+	fault   []byte           // its data
+	gate    gate
+	makers  *makers // told of signatures; nil where all upstreams are of one origin
 	meter   messages.Meter
 	usage   messages.Usage
 	metered bool // usage was reported
@@ -47,26 +57,34 @@ type answer struct {
 // answer walks the plan: keys of an upstream, then the next upstream, until one
 // answer is worth showing or nothing is left. It returns one of both, or nil and
 // what failed when the client has left.
-func (h *Handler) answer(x *exchange) (*answer, *failure) {
+func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure) {
 	failed := &failure{}
-	w := walk{plan: x.live.Router.Plan(x.model, x.start)}
-	if len(w.plan) == 0 {
+	plan, err := x.live.Router.Plan(x.query())
+	if err != nil {
+		failed.unreachable = err
+		return nil, failed
+	}
+	x.live.Router.Budget.Request()
+	at := walk{plan: plan.Candidates, resort: plan.Resort}
+	if len(at.plan) == 0 && !at.next(x) {
 		return nil, failed
 	}
 	for {
-		up := w.plan[w.at]
-		lease, err := w.acquire(x, up)
-		if err != nil {
-			if !w.waited { // then it has been noted, and with the provider's own time
-				failed.refused(err)
-				w.ran(err)
-			}
-			if x.clientGone() || !w.next(x) {
+		key, ok, err := at.enter(x)
+		if err != nil && !at.waited { // else it has been noted, and with the provider's own time
+			failed.refused(err)
+			at.ran(err)
+		}
+		if err != nil || !ok {
+			if x.clientGone() || !at.next(x) {
 				return nil, failed
 			}
 			continue
 		}
-		a := h.attempt(x, up, lease)
+		if at.waited { // there was room after all
+			failed.dry = 0
+		}
+		a := h.attempt(w, x, &at, key)
 		switch a.verdict {
 		case served, clientError:
 			return a, nil
@@ -75,173 +93,36 @@ func (h *Handler) answer(x *exchange) (*answer, *failure) {
 			return nil, failed
 		}
 		failed.note(x, a)
-		moved := w.move(x, a)
-		a.abandon()
-		if !moved && (x.clientGone() || !w.next(x)) {
+		a.large = a.oversized()
+		a.abandon(x) // before any pause: what it holds is somebody else's
+		if !at.move(x, a) && (x.clientGone() || !at.next(x)) {
 			return nil, failed
 		}
 	}
 }
 
-// walk is where a request stands in its plan.
-type walk struct {
-	plan    []*router.Upstream
-	at      int
-	over    bool             // no more attempts
-	again   bool             // an upstream is being asked once more
-	left    *walk            // where it was when it moved on from an upstream that may be asked again
-	counted int              // attempts that may have cost an upstream work
-	moved   bool             // the one move for broken answers is spent
-	tried   []string         // keys of this upstream that the request must not use again
-	avoid   []string         // keys of the organization that has just failed, used only if no others are left
-	failed  map[int][]string // keys by upstream that failed otherwise than for want of room
-
-	dry    time.Duration // how soon an upstream that is merely out of room may serve; 0 = none is
-	dryAt  int           // which
-	waited bool          // the request has waited for that one
-}
-
-// acquire takes a key of up. While another upstream may still serve, it waits for
-// none but the conversation's home.
-func (w *walk) acquire(x *exchange, up *router.Upstream) (keypool.Lease, error) {
-	demand, began := x.demand, time.Now()
-	defer func() { x.waited += time.Since(began).Truncate(time.Millisecond) }()
-	demand.OnlyHome = len(w.plan) > 1 && !w.waited
-	if len(w.avoid) > 0 {
-		demand.Exclude = append(w.tried[:len(w.tried):len(w.tried)], w.avoid...)
-		if lease, err := up.Pool.Acquire(x.r.Context(), demand); err == nil {
-			return lease, nil
-		}
-	}
-	demand.Exclude = w.tried
-	return up.Pool.Acquire(x.r.Context(), demand)
-}
-
-// ran notes an upstream that has keys, but none with room.
-func (w *walk) ran(err error) {
-	var exhausted *keypool.ExhaustedError
-	if errors.As(err, &exhausted) && exhausted.Left > 0 {
-		w.dried(exhausted.RetryAfter)
-	}
-}
-
-func (w *walk) dried(after time.Duration) {
-	after = max(after, time.Millisecond)
-	if w.dry == 0 || after < w.dry {
-		w.dry, w.dryAt = after, w.at
-	}
-}
-
-// next goes on where a key could not be had, or where nothing is left to move to:
-// to the next upstream, back to one that failed, and last, once, to the one that
-// has room soonest, in order to wait there.
-func (w *walk) next(x *exchange) bool {
-	if !w.over && (w.nextUpstream() || w.back(x)) {
-		return true
-	}
-	if w.dry == 0 || w.waited || w.counted >= maxCounted {
-		return false
-	}
-	w.waited, w.over, w.at = true, true, w.dryAt
-	w.tried, w.avoid = w.failed[w.at], nil // what was merely full may be asked once more
-	return true
-}
-
-func (w *walk) nextUpstream() bool {
-	if w.again || w.at+1 >= len(w.plan) { // again: who comes later has had its turn
-		return false
-	}
-	w.at++
-	w.avoid, w.tried = nil, nil
-	return true
-}
-
-// move goes to where the request may be tried next: another key, the next
-// upstream, or the same one once more after a moment. It returns false where
-// that is nowhere.
-func (w *walk) move(x *exchange, a *answer) bool {
-	c := conducts[a.verdict]
-	switch {
-	case a.oversized():
-		for _, k := range a.up.Pool.Keys() { // the others are smaller
-			w.tried = append(w.tried, k.ID)
-		}
-		return true
-	case a.verdict == limited:
-		w.dried(max(keypool.ParseRetryAfter(a.resp.Header), time.Second))
-	default:
-		w.fail(a, c)
-	}
-	switch {
-	case w.over && c.counted:
-		return false
-	case c.nextOwner:
-		w.tried = append(w.tried, a.lease.OwnerKeys()...)
-		return true
-	case c.nextKey:
-		w.tried = append(w.tried, a.lease.KeyID())
-		return true
-	}
-	if c.counted {
-		w.counted++
-	}
-	if w.counted >= maxCounted || (c.oneMove && w.moved) {
-		w.over = true
-		return false
-	}
-	w.moved = w.moved || c.oneMove
-	if c.again {
-		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys()}
-	}
-	return w.nextUpstream() || w.back(x)
-}
-
-// fail notes the keys that are not to be asked again when the wait is over.
-func (w *walk) fail(a *answer, c conduct) {
-	keys := a.lease.OwnerKeys()
-	if c.nextKey {
-		keys = []string{a.lease.KeyID()}
-	}
-	if w.failed == nil {
-		w.failed = map[int][]string{}
-	}
-	w.failed[w.at] = append(w.failed[w.at], keys...)
-}
-
-// oversized reports whether a prompt was refused that is larger than any limit:
-// no wait and no other key will do.
-func (a *answer) oversized() bool {
-	_, _, oversized := a.lease.Oversized()
-	return oversized && a.verdict == limited
-}
-
-// back returns, once and after a moment, to the upstream that failed last, where
-// no later one can serve. It avoids the organization that failed.
-func (w *walk) back(x *exchange) bool {
-	if w.left == nil || w.again {
-		return false
-	}
-	w.again, w.at, w.tried, w.avoid = true, w.left.at, w.left.tried, w.left.avoid
-	x.pause(250*time.Millisecond + rand.N(250*time.Millisecond))
-	return !x.clientGone()
-}
-
-// attempt sends the request to up with the leased key, reads until the answer
-// can be judged, and tells the pool what it means.
-func (h *Handler) attempt(x *exchange, up *router.Upstream, lease keypool.Lease) *answer {
-	a := &answer{up: up, lease: lease}
+// attempt sends the request to where the walk stands, with the leased key, reads
+// until the answer can be judged, and tells pool and breaker what it means.
+func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key lease) *answer {
+	c := at.here()
+	a := &answer{up: c.Upstream, lane: c.Lane, model: c.Asks(x.model), lease: key, began: time.Now()}
 	a.ctx, a.cancel = context.WithCancelCause(x.r.Context())
+	a.up.Begin()
 	defer func() {
 		if a.verdict == notTried { // a panic passes through, and must not keep the key
-			a.abandon()
+			a.abandon(x)
 		}
 	}()
+	x.dress(h, a)
 	x.attempts++
-	x.provider, x.keyID = up.Provider.Name(), lease.KeyID()
+	x.provider, x.keyID = a.up.Provider.Name(), key.KeyID()
+	if x.msg.Stream && !at.others() {
+		a.gate.opens(w, x, a)
+	}
 	a.verdict = a.try(x)
 	x.verdict = a.verdict
 	a.mark(x)
-	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone {
+	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone && !x.own {
 		h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
 			Str("verdict", a.verdict.String()).Int("status", a.status).Int("attempt", x.attempts).Msg("attempt failed")
 	}
@@ -253,7 +134,7 @@ func (a *answer) try(x *exchange) verdict {
 	if x.msg.Stream {
 		limit = a.up.FirstTokenTimeout
 	}
-	a.watch.start(limit, a.cancel)
+	a.watch.start(limit, a.cancel, a.gate.open)
 	req, err := a.up.Provider.NewRequest(a.ctx, x.call(), a.lease.APIKey())
 	if err != nil {
 		return failed
@@ -282,9 +163,9 @@ func (a *answer) try(x *exchange) verdict {
 	}
 	switch mediaType(a.resp.Header) {
 	case "text/event-stream":
-		return a.readFirstFrame()
+		return a.hold(x)
 	case "application/json":
-		return a.readJSON()
+		return a.readJSON(x)
 	}
 	return failed
 }
@@ -292,30 +173,6 @@ func (a *answer) try(x *exchange) verdict {
 func mediaType(h http.Header) string {
 	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
 	return strings.ToLower(strings.TrimSpace(kind))
-}
-
-// readFirstFrame reads a stream up to the first frame that says something: an
-// error there is as if it had come as a status, and the client has seen nothing.
-func (a *answer) readFirstFrame() verdict {
-	a.frames = newFrames()
-	for {
-		for frame, ok := a.frames.Next(); ok; frame, ok = a.frames.Next() {
-			switch {
-			case string(frame.Event) == messages.EventPing, len(frame.Data) == 0:
-				continue
-			case string(frame.Event) == messages.EventError:
-				return a.judgeError(frame.Data)
-			case !json.Valid(frame.Data):
-				return failed
-			}
-			a.meter.Frame(frame)
-			return served
-		}
-		if a.readErr != nil {
-			return a.broken()
-		}
-		_, a.readErr = a.frames.Fill(a.resp.Body)
-	}
 }
 
 // judgeError judges an error object that came with status 200.
@@ -338,7 +195,7 @@ func (a *answer) broken() verdict {
 }
 
 // readJSON reads a JSON answer whole, so that a cut one is never shown.
-func (a *answer) readJSON() verdict {
+func (a *answer) readJSON(x *exchange) verdict {
 	size := a.resp.ContentLength
 	if size > maxJSONBody {
 		return served
@@ -358,6 +215,9 @@ func (a *answer) readJSON() verdict {
 		return a.judgeError(a.body)
 	}
 	a.usage, a.metered = reply.Usage, reply.HasUsage
+	if a.makers != nil {
+		a.signed(messages.ReplySignatures(a.body, x.live.Seed)...)
+	}
 	return served
 }
 
@@ -380,12 +240,22 @@ func readUpTo(r io.Reader, expect int64, limit int) ([]byte, error) {
 	return buf, nil
 }
 
-// mark tells pool and router what the verdict says of the key and the upstream.
+// mark tells pool, router and breaker what the verdict says of the key and the
+// upstream. A client's mistake and a key's condition are not the provider's.
 func (a *answer) mark(x *exchange) {
+	if x.own {
+		return
+	}
 	pool, id, class := a.up.Pool, a.lease.KeyID(), x.demand.Class
+	outcome := health.Neither
 	switch a.verdict {
 	case served:
 		a.lease.Succeeded()
+		if a.gate.shown && !a.spoke { // it has broken off, see broke, or ended in an error, see failed
+			break
+		}
+		outcome = health.Success
+		a.settleIn(x)
 	case limited:
 		a.lease.Limited(keypool.ParseRetryAfter(a.resp.Header))
 	case spent:
@@ -395,15 +265,46 @@ func (a *answer) mark(x *exchange) {
 	case forbidden:
 		pool.MarkKeyForbidden(id, class, x.client, blamesAccount(a.body))
 	case noModel:
-		a.up.Miss(x.model, time.Now())
+		a.up.Miss(a.model, time.Now())
+	case overloaded, failed, timedOut, lost, unreachable:
+		outcome = health.Failure
+	}
+	a.lease.done(outcome)
+	if a.verdict == served && a.frames != nil {
+		a.after = a.lane.Try()
 	}
 }
 
+// settleIn makes the upstream the conversation's home.
+func (a *answer) settleIn(x *exchange) {
+	now := time.Now()
+	if x.msg.Stream {
+		a.lane.Observe(now.Sub(a.began), now)
+	}
+	life := homeLife
+	for i := range x.demand.Prefix {
+		life = max(life, x.demand.Prefix[i].Life)
+	}
+	x.live.Router.Settle(x.settles(), a.up, life, now)
+}
+
+// homeLife is how long a conversation has a home that says nothing of its cache, as
+// long as a cache lasts.
+const homeLife = 5 * time.Minute
+
 // abandon ends an answer that the client does not get. A good answer that is
 // given up is closed at once: draining it would go on paying for it.
-func (a *answer) abandon() {
-	a.lease.Settle(keypool.Usage{})
-	a.close()
+func (a *answer) abandon(x *exchange) {
+	used := keypool.Usage{}
+	switch {
+	case a.meter.Started(): // the provider has counted it, and said so
+		a.usage = a.meter.Usage()
+		used = keypool.Usage{Input: a.usage.Input, CacheWrite: a.usage.CacheWrite, CacheRead: a.usage.CacheRead, Output: a.usage.Output, Partial: true}
+	case a.verdict == lost || a.verdict == timedOut:
+		used.Unreported = true // it may have
+	}
+	a.lease.Settle(used)
+	a.close(x)
 }
 
 // settleLeft ends an answer whose client has left before it was judged: the
@@ -411,12 +312,22 @@ func (a *answer) abandon() {
 func (a *answer) settleLeft(x *exchange) {
 	a.lease.Settle(keypool.Usage{Unreported: true})
 	x.partial = true
-	a.close()
+	a.close(x)
 }
 
-func (a *answer) close() {
+// close ends the attempt and writes it down.
+func (a *answer) close(x *exchange) {
+	a.gate.shut()
 	a.watch.stop()
 	a.cancel(context.Canceled)
+	if a.lease.done != nil {
+		a.lease.done(health.Neither) // where a panic came before the verdict
+	}
+	a.up.End()
+	x.tries = append(x.tries, try{
+		upstream: a.up.Provider.Name(), key: a.lease.KeyID(), model: a.model, verdict: a.verdict,
+		status: a.status, took: time.Since(a.began), usage: a.usage,
+	})
 	if a.resp != nil {
 		_ = a.resp.Body.Close()
 	}

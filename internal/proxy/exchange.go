@@ -19,6 +19,7 @@ import (
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
 	"cc-relay/internal/provider"
+	"cc-relay/internal/router"
 )
 
 // Outcomes of a request in its access record.
@@ -43,6 +44,13 @@ type exchange struct {
 	msg    messages.Request
 	model  string
 	demand keypool.Demand
+	named  bool // the client names the session
+
+	own      bool  // the client's own credential goes to the provider, and nothing is judged
+	tries    []try // attempts that have ended
+	first    [1]try
+	thinking []messages.Thinking // of the body; nil: not looked for yet
+	stripped int                 // thinking blocks left out, because another vendor made them
 
 	attempts  int
 	waited    time.Duration
@@ -60,7 +68,25 @@ type exchange struct {
 }
 
 func newExchange(live *Live, r *http.Request) *exchange {
-	return &exchange{live: live, r: r, id: newID(), start: time.Now(), outcome: outcomeRefused}
+	x := &exchange{live: live, r: r, id: newID(), start: time.Now(), outcome: outcomeRefused}
+	x.tries = x.first[:0]
+	return x
+}
+
+// try is one attempt that has ended, for the access record.
+type try struct {
+	upstream, key, model string
+	verdict              verdict
+	status               int
+	took                 time.Duration
+	usage                messages.Usage
+}
+
+// MarshalZerologObject implements zerolog.LogObjectMarshaler.
+func (t *try) MarshalZerologObject(e *zerolog.Event) {
+	e.Str("upstream", t.upstream).Str("key_id", t.key).Str("model", t.model).Str("verdict", t.verdict.String()).Int("status", t.status).
+		Dur("duration_ms", t.took).Int("input_tokens", t.usage.Input).Int("cache_write_tokens", t.usage.CacheWrite).
+		Int("cache_read_tokens", t.usage.CacheRead).Int("output_tokens", t.usage.Output)
 }
 
 // newID returns a request id of the relay; the provider's begin with req_ alone.
@@ -76,6 +102,10 @@ func (x *exchange) identify(w http.ResponseWriter) bool {
 	x.client = name
 	switch {
 	case err == nil:
+		x.own = x.client == "" && x.live.Passthrough && auth.Own(x.r.Header)
+		return true
+	case errors.Is(err, auth.ErrUnknownToken) && x.live.Passthrough && auth.Own(x.r.Header):
+		x.own = true
 		return true
 	case errors.Is(err, auth.ErrAmbiguous):
 		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "more than one credential: send the relay's token once, in x-api-key or as Authorization: Bearer")
@@ -139,7 +169,7 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 func (x *exchange) conversation(class string) uint64 {
 	prefix := &x.msg.Prefix
 	session, asks := messages.SessionID(x.r.Header, x.msg.UserID), prefix.Root
-	if session == "" {
+	if x.named = session != ""; !x.named {
 		asks = prefix.Start
 	}
 	var buf [256]byte
@@ -149,6 +179,29 @@ func (x *exchange) conversation(class string) uint64 {
 	}
 	name = binary.LittleEndian.AppendUint64(name, asks)
 	return max(1, xxh3.HashSeed(name, x.live.Seed))
+}
+
+// settles is the conversation where the upstream that serves it becomes its home:
+// where it can be told from others and there is something to come back to, a cache or
+// the answers to tool calls. 0: anybody may serve the next turn.
+func (x *exchange) settles() uint64 {
+	if x.named || x.msg.OpenTools || len(x.demand.Prefix) > 0 {
+		return x.demand.Conversation
+	}
+	return 0
+}
+
+// query is the request for the router.
+func (x *exchange) query() *router.Query {
+	return &router.Query{Model: x.model, Class: x.demand.Class, Client: x.client, Conversation: x.settles(), Demand: x.demand, Now: time.Now()}
+}
+
+// demandAt makes the demand that of the request at a candidate.
+func (x *exchange) demandAt(c *router.Candidate) {
+	x.demand.Class = c.Class
+	if x.demand.Model != "" { // a call that generates
+		x.demand.Model = c.Asks(x.model)
+	}
 }
 
 // marks are the points of the prompt by which the pool knows what is cached.
@@ -165,7 +218,7 @@ func marks(points []messages.Mark) []keypool.Mark {
 
 // call is the request as the upstreams shall get it.
 func (x *exchange) call() *provider.Call {
-	c := &provider.Call{Method: x.r.Method, Path: x.r.URL.Path, RawQuery: x.r.URL.RawQuery, Header: x.r.Header}
+	c := &provider.Call{Method: x.r.Method, Path: x.r.URL.Path, RawQuery: x.r.URL.RawQuery, Header: x.r.Header, Own: x.own}
 	if x.body != nil {
 		c.Length = x.msg.Len()
 		c.Body = x.newBody
@@ -181,14 +234,6 @@ func (x *exchange) clientGone() bool { return x.r.Context().Err() != nil }
 
 // stopped reports whether the relay ends the request because it shuts down.
 func (x *exchange) stopped() bool { return errors.Is(context.Cause(x.r.Context()), errStopped) }
-
-// pause waits a little, or until the client leaves.
-func (x *exchange) pause(d time.Duration) {
-	ctx, cancel := context.WithTimeout(x.r.Context(), d)
-	defer cancel()
-	<-ctx.Done()
-	x.waited += d
-}
 
 // linger is how long a body is still read that nobody wants.
 const linger = time.Second
@@ -248,8 +293,23 @@ func (x *exchange) record(log zerolog.Logger) {
 		Int("cache_write_tokens", x.usage.CacheWrite).
 		Int("cache_read_tokens", x.usage.CacheRead).
 		Int("output_tokens", x.usage.Output).
-		Bool("partial", x.partial).
-		Msg("request")
+		Bool("partial", x.partial)
+	if len(x.tries) > 1 { // of one, all is said
+		tries := zerolog.Arr()
+		for i := range x.tries {
+			t := x.tries[i]
+			t.model = x.printable(t.model)
+			tries.Object(&t)
+		}
+		e.Array("tries", tries)
+	}
+	if x.stripped > 0 {
+		e.Int("thinking_stripped", x.stripped)
+	}
+	if x.own {
+		e.Bool("own_credential", true)
+	}
+	e.Msg("request")
 }
 
 // printable is what a client wrote, for the log: bounded, and without known

@@ -21,6 +21,8 @@ type failure struct {
 	noModel    *reply
 	spent      bool
 	oversized  string // says that the prompt is larger than any key's limit
+
+	unreachable error // no rule leads the model anywhere
 }
 
 // reply is an error for the client: an upstream's own, or one of ours where body is nil.
@@ -106,6 +108,9 @@ func (f *failure) note(x *exchange, a *answer) {
 func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	x.outcome = outcomeFailed
 	switch {
+	case f.unreachable != nil:
+		x.outcome = outcomeRefused
+		x.writeError(w, http.StatusNotFound, messages.NotFound, f.unreachable.Error())
 	case f.oversized != "":
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, f.oversized)

@@ -58,8 +58,12 @@ type Live struct {
 	// Seed is that of the hashes of prompts and conversations. One that is kept over
 	// restarts lets the pools' memory of both be kept, too. 0: a random one.
 	Seed uint64
+	// Passthrough sends requests with a client's own credential at Anthropic to the
+	// first upstream of that origin: as they are, outside the pool, without failover.
+	Passthrough bool
 
 	scrub *scrubber
+	mixed bool // models of more than one maker are to be had
 }
 
 // Handler serves the data listener. Create it with [NewHandler].
@@ -69,14 +73,16 @@ type Handler struct {
 	cross    *http.CrossOriginProtection
 	draining atomic.Bool
 	active   atomic.Int64
-	seed     uint64          // of hashes, where the configuration has none
+	seed     uint64 // of hashes, where the configuration has none
+	makers   *makers
+	models   *catalog
 	base     context.Context // of all requests
 	stop     context.CancelCauseFunc
 }
 
 // NewHandler returns a handler that serves live and logs one record a request.
 func NewHandler(live *Live, log zerolog.Logger) *Handler {
-	h := &Handler{log: log, cross: http.NewCrossOriginProtection(), seed: rand.Uint64()}
+	h := &Handler{log: log, cross: http.NewCrossOriginProtection(), seed: rand.Uint64(), makers: newMakers(), models: &catalog{}}
 	h.base, h.stop = context.WithCancelCause(context.Background())
 	h.Swap(live)
 	return h
@@ -98,6 +104,7 @@ func (h *Handler) Swap(live *Live) {
 		next.Seed = h.seed
 	}
 	next.scrub = newScrubber(next.Secrets)
+	next.mixed = next.Router.Origins()
 	h.live.Store(&next)
 }
 
@@ -206,14 +213,12 @@ func (h *Handler) serveMessages(w http.ResponseWriter, x *exchange) {
 	h.relay(w, x)
 }
 
-// serveModels asks the first upstream that answers. It takes no key's capacity.
-func (h *Handler) serveModels(w http.ResponseWriter, x *exchange) {
-	x.demand.Class = keypool.ClassModels
-	h.relay(w, x)
-}
-
 func (h *Handler) relay(w http.ResponseWriter, x *exchange) {
-	a, failed := h.answer(x)
+	ask := h.answer
+	if x.own {
+		ask = h.answerOwn
+	}
+	a, failed := ask(w, x)
 	switch {
 	case a != nil:
 		h.forward(w, x, a)

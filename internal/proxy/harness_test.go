@@ -118,6 +118,8 @@ type setup struct {
 	proxy.Config
 	clients   []auth.ClientConfig // nil: alice and bob
 	upstreams []upstream
+	routes    router.Config
+	own       bool   // passthrough
 	pipes     *pipes // nil: loopback sockets
 }
 
@@ -187,7 +189,8 @@ func newLive(t testing.TB, s setup, log zerolog.Logger) *proxy.Live {
 			live.Secrets = append(live.Secrets, secret.New(k))
 		}
 	}
-	live.Router, err = router.New("", ups)
+	live.Passthrough = s.own
+	live.Router, err = router.New(s.routes, ups, keypool.ClassOf, nil)
 	require.NoError(t, err)
 	return live
 }
@@ -204,7 +207,7 @@ func (u upstream) start(t testing.TB, log zerolog.Logger) *router.Upstream {
 		pool.Keys = append(pool.Keys, one)
 	}
 	up := &router.Upstream{
-		Provider: prov, Transport: u.transport,
+		Provider: prov, Transport: u.transport, Origin: cfg.Origin, HealthCheck: cfg.HealthCheck,
 		FirstTokenTimeout: cfg.FirstTokenTimeout, ResponseTimeout: cfg.ResponseTimeout, IdleTimeout: cfg.IdleTimeout,
 	}
 	up.Pool, err = keypool.NewKeyPool(cfg.Name, pool)

@@ -30,7 +30,7 @@ func hidden(name string) bool {
 // value that holds a known secret is left out.
 func (x *exchange) showHeaders(dst, src http.Header) {
 	for name, values := range src {
-		if !shown[name] && (!strings.HasPrefix(name, "Anthropic-") || hidden(name)) {
+		if !shown[name] && (!strings.HasPrefix(name, "Anthropic-") || hidden(name) && !x.own) {
 			continue
 		}
 		clean := true
@@ -48,7 +48,7 @@ func (x *exchange) showHeaders(dst, src http.Header) {
 // showLimits tells a client the limits of the whole pool in the headers in which a
 // provider tells those of one organization, as far as all of them are known.
 func (x *exchange) showLimits(dst http.Header, pool *keypool.KeyPool) {
-	if x.demand.Class == keypool.ClassModels {
+	if x.demand.Class == keypool.ClassModels || x.own {
 		return
 	}
 	limits := pool.ClassLimits(x.demand.Class)

@@ -124,7 +124,9 @@ func frameOf(event, data string) string { return "event: " + event + "\ndata: " 
 
 // Frames of a small stream.
 var (
-	startFrame = frameOf("message_start", `{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],"usage":{"input_tokens":11,"output_tokens":1}}}`)
+	headFrame  = frameOf("message_start", `{"type":"message_start","message":{"id":"msg_1","type":"message","role":"assistant","content":[],"usage":{"input_tokens":11,"output_tokens":1}}}`)
+	blockFrame = frameOf("content_block_start", `{"type":"content_block_start","index":0,"content_block":{"type":"text","text":""}}`)
+	startFrame = headFrame + blockFrame // what is shown: all before content is held back
 	pingFrame  = frameOf("ping", `{"type":"ping"}`)
 	deltaFrame = frameOf("content_block_delta", `{"type":"content_block_delta","index":0,"delta":{"type":"text_delta","text":"so far"}}`)
 	usageFrame = frameOf("message_delta", `{"type":"message_delta","delta":{"stop_reason":"end_turn"},"usage":{"output_tokens":7}}`)

@@ -31,6 +31,23 @@ func plainRecord(rec record) record {
 	return rec
 }
 
+// requireTries checks what is said of each of the two attempts, and takes it out.
+func requireTries(t *testing.T, rec record) {
+	t.Helper()
+	tries, ok := rec["tries"].([]any)
+	require.True(t, ok && len(tries) == 2, "tries: %v", rec["tries"])
+	delete(rec, "tries")
+	first, second := tries[0].(map[string]any), tries[1].(map[string]any)
+	assert.Equal(t, "a", first["upstream"])
+	assert.Equal(t, "overloaded", first["verdict"])
+	assert.InDelta(t, 529, first["status"], 0)
+	assert.Zero(t, first["output_tokens"])
+	assert.NotEqual(t, first["key_id"], second["key_id"])
+	for _, name := range []string{"upstream", "verdict", "status", "key_id", "model", "input_tokens", "output_tokens"} {
+		assert.Equal(t, rec[name], second[name], name)
+	}
+}
+
 func TestOneRecordARequest(t *testing.T) {
 	leakFree(t)
 	a, b := newSim(t, "a", 1, key(1, status(529))), newSim(t, "b", 1)
@@ -54,7 +71,7 @@ func TestOneRecordARequest(t *testing.T) {
 			"path": "/v1/messages/count_tokens", "model": opus, "upstream": "b", "attempts": 2., "verdict": "served", "outcome": "served", "status": 200.,
 		}},
 		"models": {call{method: "GET", path: "/v1/models?limit=3"}, record{
-			"method": "GET", "path": "/v1/models", "upstream": "b", "attempts": 2., "verdict": "served", "outcome": "served", "status": 200.,
+			"method": "GET", "path": "/v1/models", "outcome": "served", "status": 200.,
 		}},
 		"no token":   {call{token: "-", body: ask(opus, true)}, record{"client": "", "status": 401.}},
 		"bad body":   {call{body: "{"}, record{"status": 400.}},
@@ -67,6 +84,9 @@ func TestOneRecordARequest(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			got := r.do(tt.call)
+			if tt.want["upstream"] == "b" {
+				requireTries(t, got.record)
+			}
 			assert.Equal(t, recordFields, slices.Sorted(maps.Keys(got.record)))
 			want := maps.Clone(base)
 			maps.Copy(want, tt.want)

@@ -166,11 +166,10 @@ func TestNoUserAgentIsMadeUp(t *testing.T) {
 	leakFree(t)
 	up := newRaw(t, "a", sayAndKeep(jsonHead+"Content-Length: 45\r\n\r\n"+`{"type":"message","usage":{"input_tokens":1}}`))
 	r := newRelay(t, setup{upstreams: []upstream{up.upstream}})
-	require.Equal(t, 200, r.do(call{method: "GET", path: "/v1/models", header: http.Header{"User-Agent": nil}}).status)
+	require.Equal(t, 200, r.do(call{body: ask(opus, false), header: http.Header{"User-Agent": nil}}).status)
 	seen := <-up.requests
 	assert.NotContains(t, strings.ToLower(seen.head), "user-agent:")
-	assert.True(t, strings.HasPrefix(seen.head, "GET /v1/models HTTP/1.1\r\n"), seen.head)
-	assert.Empty(t, seen.body)
+	assert.True(t, strings.HasPrefix(seen.head, "POST /v1/messages HTTP/1.1\r\n"), seen.head)
 }
 
 // Each attempt sends the request whole, whatever the one before has read of it.

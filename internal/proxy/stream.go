@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"cc-relay/internal/health"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
 )
@@ -38,8 +39,6 @@ func (h *Handler) forward(w http.ResponseWriter, x *exchange, a *answer) {
 	case a.verdict == clientError:
 		x.writeReply(w, &reply{status: a.status, header: a.resp.Header, body: a.body})
 	case a.frames != nil:
-		x.showHeaders(w.Header(), a.resp.Header)
-		x.showLimits(w.Header(), a.up.Pool)
 		a.stream(w, x)
 	default:
 		x.showHeaders(w.Header(), a.resp.Header)
@@ -70,7 +69,7 @@ func (a *answer) end(x *exchange) {
 		used = keypool.Usage{Unreported: true}
 	}
 	a.lease.Settle(used)
-	a.close()
+	a.close(x)
 }
 
 // mostTokens is more than any answer can cost: the largest context is 1,000,000
@@ -103,44 +102,41 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 	}
 }
 
+// startStream sends the head of a stream.
+func (a *answer) startStream(w http.ResponseWriter, x *exchange) {
+	x.showHeaders(w.Header(), a.resp.Header)
+	x.showLimits(w.Header(), a.up.Pool)
+	x.commit(w, a.status)
+}
+
 // stream forwards whole frames as they come: one read, one write, one flush. The
 // bytes out are the bytes in, up to message_stop.
 func (a *answer) stream(w http.ResponseWriter, x *exchange) {
-	x.commit(w, a.status)
-	a.watch.set(a.up.IdleTimeout)
-	var (
-		done    = a.meter.Complete() // the frame that was held may be the only one
-		said    int                  // length of the error event at the end of what was read
-		halfEnd bool                 // a CR was written whose LF may still come
-	)
+	if !x.committed {
+		a.startStream(w, x)
+		a.watch.set(a.up.IdleTimeout)
+	}
+	halfEnd := false // a CR was written whose LF may still come
 	for {
-		for !done {
+		for !a.ended {
 			frame, ok := a.frames.Next()
 			if !ok {
 				break
 			}
-			a.meter.Frame(frame)
-			switch string(frame.Event) {
-			case messages.EventContentBlockDelta:
-				a.produced += outputOf(frame.Data)
-			case messages.EventMessageStop:
-				done = true
-			case messages.EventError:
-				done, said = true, len(frame.Raw)
-				a.failed(x, frame.Data)
-			}
+			a.take(x, frame)
 		}
-		if a.frames.Tail() > maxTail && !done {
+		if a.frames.Tail() > maxTail && !a.ended {
 			a.frames.Spill()
 		}
 		if run := a.frames.Whole(); len(run) > 0 {
 			a.watch.pause()
-			x.write(w, x.scrubTail(run, said))
+			x.write(w, x.scrubTail(run, a.said))
 			a.frames.Discard()
 			a.produce()
 			halfEnd = run[len(run)-1] == '\r'
 		}
-		if done {
+		if a.ended {
+			a.failed(x)
 			a.finishReading(w, x, halfEnd)
 			return
 		}
@@ -182,16 +178,20 @@ func (x *exchange) scrubTail(run []byte, n int) []byte {
 }
 
 // failed notes an error event that the client has been sent as it came.
-func (a *answer) failed(x *exchange, data []byte) {
+func (a *answer) failed(x *exchange) {
+	if a.said == 0 {
+		return
+	}
 	x.outcome = outcomeBroken
-	e, ok := messages.ParseError(data)
+	e, ok := messages.ParseError(a.fault)
 	if !ok {
 		return
 	}
 	// A client's own mistake is judged neither way; the rest counts for the key
-	// as the status of its type would.
-	if v := judge(e.Error.Type.Status(), data); v != clientError {
+	// and the provider as the status of its type would.
+	if v := judge(e.Error.Type.Status(), a.fault); v != clientError {
 		a.verdict, x.verdict = v, v
+		a.body, a.lease.done = a.fault, a.after
 		a.mark(x)
 	}
 }
@@ -221,6 +221,7 @@ func (a *answer) cut(w http.ResponseWriter, x *exchange) {
 		x.left()
 	}
 	x.outcome, x.verdict = outcomeBroken, failed
+	a.broke(x)
 	kind, message := messages.APIError, "provider "+x.provider+" ended the stream early"
 	switch {
 	case x.stopped():
@@ -235,6 +236,14 @@ func (a *answer) cut(w http.ResponseWriter, x *exchange) {
 		x.brokeOff()
 	}
 	x.write(w, messages.AppendErrorEvent(nil, kind, message, x.id))
+}
+
+// broke counts a stream that broke off against the provider, unless it is the relay
+// that ends it.
+func (a *answer) broke(x *exchange) {
+	if a.after != nil && !x.stopped() {
+		a.after(health.Failure)
+	}
 }
 
 // brokeOff breaks the client's connection: the one honest end of an answer that
@@ -270,6 +279,12 @@ func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
 // write sends bytes to the client at once and within the write timeout. It does
 // not return where the client is gone.
 func (x *exchange) write(w http.ResponseWriter, p []byte) {
+	if x.tryWrite(w, p) != nil {
+		x.left()
+	}
+}
+
+func (x *exchange) tryWrite(w http.ResponseWriter, p []byte) error {
 	x.extend(w)
 	_, err := w.Write(p)
 	if f, ok := w.(flusher); ok && err == nil {
@@ -277,9 +292,10 @@ func (x *exchange) write(w http.ResponseWriter, p []byte) {
 	} else if err == nil {
 		err = http.NewResponseController(w).Flush()
 	}
-	if err != nil && !errors.Is(err, http.ErrNotSupported) {
-		x.left()
+	if errors.Is(err, http.ErrNotSupported) { // a test's
+		return nil
 	}
+	return err
 }
 
 // flusher is what a server's own writer is; asking it directly spares each event

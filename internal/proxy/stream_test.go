@@ -64,6 +64,7 @@ func TestStreamsThatBreak(t *testing.T) {
 		"unknown events":                     {wire: sseHead + startFrame + frameOf("hologram", `{"x":1}`) + ": comment\n\n\n" + "id: 7\nretry: 1\n\n" + stopFrame, want: startFrame + frameOf("hologram", `{"x":1}`) + ": comment\n\n\n" + "id: 7\nretry: 1\n\n" + stopFrame, outcome: "served"},
 		"data that is not JSON, later":       {wire: sseHead + startFrame + "data: {oops\n\n" + stopFrame, want: startFrame + "data: {oops\n\n" + stopFrame, outcome: "served"},
 		"error after message_start":          {wire: sseHead + startFrame + providersError, want: startFrame + providersError, outcome: "broken"},
+		"more than 64 KiB without content":   {wire: sseHead + headFrame + pingFrame + "data: " + strings.Repeat("x", 65<<10), want: headFrame + pingFrame, aborted: true, outcome: "broken"},
 		"pings and comments before anything": {wire: sseHead + pingFrame + ":\n\n" + wholeStream, want: pingFrame + ":\n\n" + wholeStream, outcome: "served"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -87,11 +88,12 @@ func TestStreamsThatBreak(t *testing.T) {
 	}
 }
 
-// A stream that the simulator cuts at each of its events in turn.
+// A stream that the simulator cuts at each of its events in turn, from the first on
+// that is shown: after message_start, ping and content_block_start.
 func TestStreamsCutAtEveryEvent(t *testing.T) {
 	leakFree(t)
 	for _, kind := range []simulator.FaultKind{simulator.FaultCut, simulator.FaultErrorEvent} {
-		for n := 1; n <= 6; n++ {
+		for n := 3; n <= 7; n++ {
 			t.Run(fmt.Sprintf("%s at %d", kind, n), func(t *testing.T) {
 				a := newSim(t, "a", 1, simulator.Fault{Kind: kind, AfterEvents: n})
 				r := relayOf(t, a)

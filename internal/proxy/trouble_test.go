@@ -38,6 +38,7 @@ type trouble struct {
 
 	next next
 	slow bool // the provider's time is up
+	head bool // but the head of its answer has come: a stream is shown then, where nobody else is left
 }
 
 // next is where a request may be served instead.
@@ -125,10 +126,10 @@ var troubles = map[string]trouble{
 	"hang-up":            {fault: simulator.Fault{Kind: simulator.FaultReset}, status: 502, kind: "api_error", next: otherNext},
 	"silence":            {fault: simulator.Fault{Kind: simulator.FaultDelay, Delay: time.Minute}, status: 504, kind: "timeout_error", next: otherNext, slow: true},
 	"silence after the headers": {
-		fault: simulator.Fault{Kind: simulator.FaultStall}, status: 504, kind: "timeout_error", next: otherNext, slow: true,
+		fault: simulator.Fault{Kind: simulator.FaultStall}, status: 504, kind: "timeout_error", next: otherNext, slow: true, head: true,
 	},
 	"silence in the first bytes": {
-		fault: simulator.Fault{Kind: simulator.FaultStall, AfterBytes: 9}, status: 504, kind: "timeout_error", next: otherNext, slow: true,
+		fault: simulator.Fault{Kind: simulator.FaultStall, AfterBytes: 9}, status: 504, kind: "timeout_error", next: otherNext, slow: true, head: true,
 	},
 
 	// What a stream begins with, and JSON answers of the like.
@@ -176,7 +177,7 @@ func (tr trouble) start(t *testing.T, keys int, only string) *sim {
 	f.Key = only
 	a := newSim(t, "a", keys, f)
 	if tr.slow {
-		a.FirstTokenTimeout, a.ResponseTimeout = 600*time.Millisecond, 600*time.Millisecond
+		a.FirstTokenTimeout, a.ResponseTimeout, a.IdleTimeout = 600*time.Millisecond, 600*time.Millisecond, 600*time.Millisecond
 	}
 	return a
 }

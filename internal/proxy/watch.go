@@ -3,6 +3,7 @@ package proxy
 import (
 	"context"
 	"errors"
+	"fmt"
 	"math"
 	"sync/atomic"
 	"time"
@@ -10,6 +11,9 @@ import (
 
 // errTimeout is why an attempt ends whose upstream is silent for too long.
 var errTimeout = errors.New("proxy: no answer in time")
+
+// errClientGone is why an attempt ends whose client does not take what it is sent.
+var errClientGone = fmt.Errorf("proxy: client gone: %w", context.Canceled)
 
 // watch ends an attempt when its time is up. A stream moves the time on with
 // each event, and moving a runtime timer that often costs more than the event;
@@ -19,10 +23,11 @@ type watch struct {
 	ends   atomic.Int64 // nanoseconds after began
 	timer  *time.Timer
 	cancel context.CancelCauseFunc
+	spare  func() bool // asked first: it may know better than to end the attempt
 }
 
-func (w *watch) start(limit time.Duration, cancel context.CancelCauseFunc) {
-	w.began, w.cancel = time.Now(), cancel
+func (w *watch) start(limit time.Duration, cancel context.CancelCauseFunc, spare func() bool) {
+	w.began, w.cancel, w.spare = time.Now(), cancel, spare
 	w.ends.Store(int64(limit))
 	w.timer = time.AfterFunc(time.Hour, w.fire) // set below, when fire can see it
 	w.timer.Reset(limit)
@@ -49,16 +54,25 @@ const (
 )
 
 func (w *watch) fire() {
-	ends := w.ends.Load()
-	if ends == paused {
-		w.timer.Reset(recheck)
-		return
-	}
-	if left := time.Duration(ends) - time.Since(w.began); left > 0 {
-		w.timer.Reset(left)
+	// What spare waits for may move the end.
+	if w.early() || w.spare() || w.early() {
 		return
 	}
 	w.cancel(errTimeout)
+}
+
+// early reports whether the end has not come yet, and then has the timer fire again.
+func (w *watch) early() bool {
+	ends := w.ends.Load()
+	left := time.Duration(ends) - time.Since(w.began)
+	if ends == paused {
+		left = recheck
+	}
+	if left <= 0 {
+		return false
+	}
+	w.timer.Reset(left)
+	return true
 }
 
 func (w *watch) stop() {

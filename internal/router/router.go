@@ -3,118 +3,390 @@
 package router
 
 import (
+	"cmp"
+	"errors"
 	"fmt"
-	"net/http"
+	"maps"
 	"slices"
 	"strings"
-	"sync"
 	"time"
 
-	"github.com/hashicorp/golang-lru/v2/simplelru"
-
+	"cc-relay/internal/health"
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/provider"
+	"cc-relay/internal/price"
 )
 
-// Upstream is one provider with its keys and its connections.
-type Upstream struct {
-	Provider  provider.Provider
-	Pool      *keypool.KeyPool
-	Transport http.RoundTripper
-
-	FirstTokenTimeout time.Duration // until the first frame of a stream
-	ResponseTimeout   time.Duration // until the end of an answer that is no stream
-	IdleTimeout       time.Duration // longest silence of an open stream
-
-	mu      sync.Mutex
-	missing *simplelru.LRU[string, time.Time] // model → until when it is believed not to be there
+// Target is a place where a request may be served: an upstream, and the model
+// that it is asked for there.
+type Target struct {
+	Upstream *Upstream
+	Model    string // "" = as the client asked
+	Weight   int    // share under weighted strategies, at least 1
 }
 
-// How long, and for how many models, a provider's 404 is remembered.
-const (
-	missingLife = 10 * time.Minute
-	maxMissing  = 1000
-)
+// Query is what the router must know of a request.
+type Query struct {
+	Model  string // as asked
+	Class  string // of Model; for calls that are about no model's limits, theirs
+	Client string
+	// Conversation goes back to the upstream that served it last; 0: it need not.
+	Conversation uint64
+	// Demand is the request's, for strategies that look at its size.
+	Demand keypool.Demand
+	Now    time.Time
+}
 
-// Miss remembers that the upstream does not know the model.
-func (u *Upstream) Miss(model string, now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.missing == nil {
-		// The only error is a size that is not positive.
-		u.missing, _ = simplelru.NewLRU[string, time.Time](maxMissing, nil)
+// Candidate is a target with what the request is there.
+type Candidate struct {
+	Target
+	Class string // of the model at the target
+	Lane  *Lane  // the upstream's state for that class
+	home  bool   // the conversation's
+	at    int    // place among the configured targets
+}
+
+// Plan is the way of one request.
+type Plan struct {
+	// Candidates are the targets to try, in order: those that the breakers let be.
+	Candidates []Candidate
+	// Resort is the least bad of the others, for a request that nothing else can
+	// serve; nil if there are no others.
+	Resort *Candidate
+}
+
+// UnreachableError says that no rule leads a model anywhere.
+type UnreachableError struct {
+	Model     string
+	Reachable []string // what rules name for this client: names, patterns and classes, sorted
+}
+
+func (e *UnreachableError) Error() string {
+	if len(e.Reachable) == 0 {
+		return "model: no rule of the relay is for this client; ask its operator for one"
 	}
-	u.missing.Add(model, now.Add(missingLife))
+	return "model: no rule of the relay leads this model anywhere; reachable are " + strings.Join(e.Reachable, ", ")
 }
 
-// Lacks reports whether the upstream said within the last 10 minutes that it
-// does not know the model.
-func (u *Upstream) Lacks(model string, now time.Time) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.missing == nil {
-		return false
-	}
-	until, ok := u.missing.Peek(model)
-	return ok && now.Before(until)
-}
-
-// StrategyFailover tries the upstreams in configured order.
-const StrategyFailover = "failover"
-
-// Strategy orders the upstreams that may serve a request. It may reorder its
-// argument and return it.
-type Strategy func([]*Upstream) []*Upstream
-
-// strategies is the table of orderings: a new one is a function and a line here.
-var strategies = map[string]Strategy{
-	StrategyFailover: func(up []*Upstream) []*Upstream { return up },
-}
-
-// Strategies returns the names of all strategies, sorted.
-func Strategies() []string {
-	names := make([]string, 0, len(strategies))
-	for name := range strategies {
-		names = append(names, name)
-	}
-	slices.Sort(names)
-	return names
-}
-
-// Router plans the way of a request. It is immutable and safe for concurrent use.
+// Router plans the way of a request. It is safe for concurrent use.
 type Router struct {
 	upstreams []*Upstream
-	order     Strategy
+	rules     []*rule // the last may be for all
+	aliases   map[string]string
+	classOf   func(model string) string
+	homes     *homes
+	// RetryUnknown allows one move after a connection was lost.
+	RetryUnknown bool
+	// Budget is what repeats of failed requests are taken from.
+	Budget *health.Budget
 }
 
-// New returns a router over upstreams in configured order; an empty strategy
-// means failover. Error: an unknown strategy.
-func New(strategy string, upstreams []*Upstream) (*Router, error) {
-	if strategy == "" {
-		strategy = StrategyFailover
+// rule is a Rule made ready; without match and class it is for all models. Its
+// targets and patterns never change.
+type rule struct {
+	match    []keypool.Pattern
+	class    string
+	names    []string // match, as written
+	clients  []string
+	targets  []Target
+	strategy strategy
+}
+
+// New returns a router over upstreams in configured order. classOf tells the model
+// class of a model that a target names; prices are for strategy cost, nil: the
+// built-in ones. Errors: what Config's fields must not be.
+func New(cfg Config, upstreams []*Upstream, classOf func(string) string, prices *price.Table) (*Router, error) {
+	r := &Router{
+		upstreams: upstreams, aliases: map[string]string{}, classOf: classOf, homes: newHomes(),
+		RetryUnknown: cfg.RetryUnknown == nil || *cfg.RetryUnknown,
+		Budget:       health.NewBudget(),
 	}
-	order, ok := strategies[strategy]
+	for name := range cfg.Aliases {
+		model, cycle := ResolveAlias(cfg.Aliases, name)
+		if cycle != nil {
+			return nil, fmt.Errorf("router: aliases: a cycle: %s", strings.Join(cycle, " → "))
+		}
+		r.aliases[name] = model
+	}
+	rules := slices.Clone(cfg.Rules)
+	if len(cfg.Default) > 0 || len(rules) == 0 {
+		rules = append(rules, Rule{Targets: cfg.Default, Weights: cfg.Weights})
+	}
+	for i := range rules {
+		where, fallback := fmt.Sprintf("models[%d]", i), i == len(cfg.Rules)
+		if fallback {
+			where = "default"
+		}
+		one, err := r.rule(&rules[i], fallback, cfg.Strategy, prices)
+		if err != nil {
+			return nil, fmt.Errorf("router: %s: %w", where, err)
+		}
+		r.rules = append(r.rules, one)
+	}
+	return r, nil
+}
+
+// rule makes a rule ready. The fallback is for all models, and without targets leads
+// to all upstreams.
+func (r *Router) rule(cfg *Rule, fallback bool, strategy string, prices *price.Table) (*rule, error) {
+	name := cmp.Or(cfg.Strategy, strategy, StrategyFailover)
+	build, ok := strategies[name]
 	if !ok {
-		return nil, fmt.Errorf("router: strategy %q is unknown; write one of %s", strategy, strings.Join(Strategies(), ", "))
+		return nil, fmt.Errorf("strategy %q is unknown; write one of %s", name, strings.Join(Strategies(), ", "))
 	}
-	return &Router{upstreams: upstreams, order: order}, nil
+	one := &rule{class: cfg.Class, names: cfg.Match, clients: cfg.Clients}
+	if !fallback && one.class == "" && len(one.names) == 0 {
+		return nil, errors.New("for no model")
+	}
+	for _, m := range cfg.Match {
+		if err := keypool.CheckModelPattern(m); err != nil {
+			return nil, fmt.Errorf("match: %w", err)
+		}
+		one.match = append(one.match, keypool.NewPattern(m))
+	}
+	for i, text := range cfg.Targets {
+		if slices.Contains(cfg.Targets[:i], text) {
+			return nil, fmt.Errorf("target %q is there twice", text)
+		}
+		t, err := r.target(text)
+		if err != nil {
+			return nil, fmt.Errorf("target %q: %w", text, err)
+		}
+		one.targets = append(one.targets, t)
+	}
+	if len(cfg.Targets) == 0 {
+		if !fallback {
+			return nil, errors.New("no targets")
+		}
+		for _, u := range r.upstreams {
+			one.targets = append(one.targets, Target{Upstream: u})
+		}
+	}
+	if len(cfg.Weights) > 0 && len(cfg.Weights) != len(one.targets) {
+		return nil, fmt.Errorf("%d weights for %d targets", len(cfg.Weights), len(one.targets))
+	}
+	for i := range one.targets {
+		one.targets[i].Weight = 1
+		if len(cfg.Weights) > 0 {
+			one.targets[i].Weight = cfg.Weights[i]
+		}
+		if w := one.targets[i].Weight; w < 1 || w > MaxWeight {
+			return nil, fmt.Errorf("weight %d; write 1 to %d", w, MaxWeight)
+		}
+	}
+	one.strategy = build(len(one.targets), prices)
+	return one, nil
+}
+
+func (r *Router) target(text string) (Target, error) {
+	name, model, err := SplitTarget(text)
+	if err != nil {
+		return Target{}, err
+	}
+	for _, u := range r.upstreams {
+		if u.Provider.Name() == name {
+			return Target{Upstream: u, Model: model}, nil
+		}
+	}
+	return Target{}, fmt.Errorf("there is no provider %q", name)
 }
 
 // Upstreams returns all upstreams in configured order; the slice must not be changed.
 func (r *Router) Upstreams() []*Upstream { return r.upstreams }
 
-// Plan returns the upstreams to try for a model, in order. One that lately said
-// it does not know the model is left out, unless all of them did: then asking
-// again is better than refusing.
-func (r *Router) Plan(model string, now time.Time) []*Upstream {
-	plan := make([]*Upstream, 0, len(r.upstreams))
+// Origins reports whether models of more than one maker are to be had here: only
+// then can a conversation move between makers.
+func (r *Router) Origins() bool {
 	for _, u := range r.upstreams {
-		if model == "" || !u.Lacks(model, now) {
-			plan = append(plan, u)
+		if u.Origin != r.upstreams[0].Origin {
+			return true
 		}
 	}
-	if len(plan) == 0 {
-		plan = append(plan, r.upstreams...)
+	return false
+}
+
+// Alias is the model that a name stands for, the name itself if it is no alias.
+func (r *Router) Alias(name string) string {
+	if model, ok := r.aliases[name]; ok {
+		return model
 	}
-	return r.order(plan)
+	return name
+}
+
+// Plan returns the targets to try for a request, in order. One whose upstream
+// lately said that it does not know the model is left out, unless all of them did:
+// then asking again is better than refusing. Error: *UnreachableError.
+func (r *Router) Plan(q *Query) (Plan, error) {
+	rule, model, class := r.resolve(q.Model, q.Class, q.Client)
+	if rule == nil {
+		return Plan{}, &UnreachableError{Model: q.Model, Reachable: r.reachable(q.Client)}
+	}
+	all := make([]Candidate, 0, len(rule.targets))
+	for i := range rule.targets {
+		all = append(all, r.candidate(rule, i, q, model, class))
+	}
+	if len(all) < 2 {
+		return Plan{Candidates: all}, nil
+	}
+	return r.order(rule, q, all), nil
+}
+
+// resolve follows aliases to the model and finds the rule, nil if there is none. kind
+// is a Query's Class. Rules look at the class of the model, also for a call that has
+// another, such as one that counts tokens.
+func (r *Router) resolve(asked, kind, client string) (rule *rule, model, class string) {
+	model, class = r.Alias(asked), kind
+	if model != asked || !ofModel(kind) {
+		class = r.classOf(model)
+	}
+	rule = r.find(model, asked, class, client)
+	if !ofModel(kind) {
+		class = kind
+	}
+	return rule, model, class
+}
+
+// ofModel reports whether a class is a model's, and not that of calls of one kind.
+func ofModel(class string) bool {
+	return class != keypool.ClassCountTokens && class != keypool.ClassModels
+}
+
+func (r *Router) candidate(rule *rule, i int, q *Query, model, class string) Candidate {
+	c := Candidate{Target: rule.targets[i], Class: class, at: i}
+	if c.Model == "" && model != q.Model {
+		c.Model = model
+	} else if c.Model != "" && ofModel(class) {
+		c.Class = r.classOf(c.Model)
+	}
+	c.Lane = c.Upstream.Lane(c.Class)
+	return c
+}
+
+// Home reports whether the conversation was served there last.
+func (c *Candidate) Home() bool { return c.home }
+
+// Asks is the model that a candidate is asked for.
+func (c *Candidate) Asks(asked string) string { return cmp.Or(c.Model, asked) }
+
+// order leaves out what cannot serve and puts the rest in the strategy's order, the
+// conversation's home first. all is the plan's to keep.
+func (r *Router) order(rule *rule, q *Query, all []Candidate) Plan {
+	lacks := func(c Candidate) bool { return c.Upstream.Lacks(c.Asks(q.Model), q.Now) }
+	if slices.ContainsFunc(all, func(c Candidate) bool { return !lacks(c) }) {
+		all = slices.DeleteFunc(all, lacks)
+	}
+	var plan Plan
+	var least time.Duration
+	plan.Candidates = slices.DeleteFunc(all, func(c Candidate) bool {
+		wait := c.Lane.wait(q.Now)
+		if wait > 0 && (plan.Resort == nil || wait < least) {
+			resort := c
+			plan.Resort, least = &resort, wait
+		}
+		return wait > 0
+	})
+	if len(plan.Candidates) == 0 {
+		return plan
+	}
+	home := r.homes.get(q.Conversation, q.Now)
+	if i := slices.IndexFunc(plan.Candidates, func(c Candidate) bool { return c.Upstream == home }); i >= 0 {
+		rotate(plan.Candidates[:i+1], i)
+		plan.Candidates[0].home = true
+		return plan
+	}
+	rule.strategy.order(q, plan.Candidates)
+	return plan
+}
+
+// Settle makes the upstream the home of a conversation for life from now. 0 as the
+// conversation settles nothing.
+func (r *Router) Settle(conversation uint64, u *Upstream, life time.Duration, now time.Time) {
+	if len(r.upstreams) > 1 {
+		r.homes.put(conversation, u, life, now)
+	}
+}
+
+// find returns the first rule for the request, nil if there is none. A rule may
+// name the model or its alias.
+func (r *Router) find(model, asked, class, client string) *rule {
+	for _, rule := range r.rules {
+		if rule.isFor(client) && (rule.fits(model, class) || model != asked && rule.fits(asked, class)) {
+			return rule
+		}
+	}
+	return nil
+}
+
+func (r *rule) isFor(client string) bool {
+	return len(r.clients) == 0 || slices.Contains(r.clients, client)
+}
+
+func (r *rule) fits(model, class string) bool {
+	if r.class != "" && r.class != class {
+		return false
+	}
+	if len(r.match) == 0 {
+		return true
+	}
+	return slices.ContainsFunc(r.match, func(p keypool.Pattern) bool { return p.Matches(model) })
+}
+
+// Destination is where a request for a model may go.
+type Destination struct {
+	Upstream *Upstream
+	Model    string // asked for there
+	Named    bool   // by the rule, which may know better than the upstream's list
+}
+
+// Targets are the destinations of a model, none where no rule is for it. Health and
+// what upstreams lack is not looked at.
+func (r *Router) Targets(model, class, client string) []Destination {
+	rule, resolved, _ := r.resolve(model, class, client)
+	if rule == nil {
+		return nil
+	}
+	list := make([]Destination, len(rule.targets))
+	for i, t := range rule.targets {
+		list[i] = Destination{Upstream: t.Upstream, Model: cmp.Or(t.Model, resolved), Named: t.Model != ""}
+	}
+	return list
+}
+
+// Names are the models that rules name in full for a client, and the aliases that
+// lead it somewhere, sorted.
+func (r *Router) Names(client string) []string {
+	names := slices.Collect(maps.Keys(r.aliases))
+	for _, rule := range r.rules {
+		if rule.isFor(client) {
+			names = append(names, rule.names...)
+		}
+	}
+	names = slices.DeleteFunc(names, func(name string) bool {
+		if strings.Contains(name, "*") {
+			return true
+		}
+		rule, _, _ := r.resolve(name, r.classOf(name), client)
+		return rule == nil
+	})
+	slices.Sort(names)
+	return slices.Compact(names)
+}
+
+// reachable is what the rules name for a client.
+func (r *Router) reachable(client string) []string {
+	names := r.Names(client)
+	for _, rule := range r.rules {
+		if !rule.isFor(client) {
+			continue
+		}
+		for _, name := range rule.names {
+			if strings.Contains(name, "*") {
+				names = append(names, name)
+			}
+		}
+		if len(rule.names) == 0 {
+			names = append(names, "the models of class "+rule.class)
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names)
 }

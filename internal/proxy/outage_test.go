@@ -1,0 +1,188 @@
+package proxy_test
+
+import (
+	"net/http"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/stretchr/testify/assert"
+
+	"cc-relay/internal/router"
+)
+
+// think is how long providers take before they answer, so that requests overlap.
+const think = 20 * time.Millisecond
+
+// One of two providers dies under load. Clients see nothing of it; it is probed
+// soon after it has recovered and then gets its share back step by step.
+func TestAProviderDiesUnderLoad(t *testing.T) {
+	t.Parallel()
+	const (
+		rate = 200
+		dies = time.Second
+		ramp = 10 * time.Second
+		more = 2 * time.Second // of load, when all is well again
+	)
+	for name, tt := range map[string]struct {
+		die   func(*actor)
+		back  time.Duration
+		opens time.Duration // how long its breaker stays open by then
+		lost  int           // requests that may meet the dead provider: until 5 have failed, and at each probe
+	}{
+		"529":                {func(a *actor) { a.fares(answers(529)) }, 3 * time.Second, 5 * time.Second, 10},
+		"connection refused": {func(a *actor) { a.refuses() }, 3 * time.Second, 5 * time.Second, 10},
+		"500, and its first probe fails": {
+			func(a *actor) { a.fares(answers(500)) }, 9 * time.Second, 10 * time.Second, 10,
+		},
+		"silence, and its first probe fails": {
+			func(a *actor) { a.fares(silent) }, 11 * time.Second, 10 * time.Second, 2*rate/2 + 10,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				a, b := net.actor(t, "a", after(think, well)), net.actor(t, "b", after(think, well))
+				a.FirstTokenTimeout, a.ResponseTimeout = 2*time.Second, 2*time.Second
+				r := net.cast(t, router.Config{Strategy: router.StrategyRoundRobin}, a, b)
+				start := time.Now()
+				died, recovered := start.Add(dies), start.Add(tt.back)
+				time.AfterFunc(dies, func() { tt.die(a) })
+				time.AfterFunc(tt.back, func() { a.fares(after(think, well)) })
+				length := tt.back + tt.opens + think + ramp + more
+				got := load(r, rate, length)
+				assert.Empty(t, got.others, "what clients got instead of an answer")
+				assert.Equal(t, int(length.Seconds()*rate), got.served)
+				assert.LessOrEqual(t, a.between(died, recovered), tt.lost, "requests to the dead provider")
+
+				first := a.after(t, recovered)
+				t.Logf("first probe %v after the recovery; %d requests went to it while it was dead", first.Sub(recovered), a.between(died, recovered))
+				assert.LessOrEqual(t, first.Sub(recovered), tt.opens, "first probe after the recovery")
+				at := first.Add(think) // the probe was answered
+				assert.Equal(t, 1, a.between(recovered, at), "probes")
+				for i, percent := range []int{10, 25, 50, 100} {
+					end := first.Add(think + time.Duration(i+1)*ramp/3)
+					if percent == 100 {
+						end = at.Add(more)
+					}
+					own := end.Sub(at).Seconds() * rate / 2 // requests whose turn it would be
+					n := a.between(at, end)
+					t.Logf("step of %d %%: %d of %.1f", percent, n, own)
+					assert.InDelta(t, own*float64(percent)/100, n, 1.5, "requests in the step of %d %%", percent)
+					at = end
+				}
+			})
+		})
+	}
+}
+
+// Where every provider fails, requests are not multiplied: what is sent once more
+// comes out of the budget, a tenth of the requests and 3 a second.
+func TestWhenEverythingFails(t *testing.T) {
+	t.Parallel()
+	const (
+		rate   = 100
+		during = 10 * time.Second
+	)
+	for name, tt := range map[string]struct {
+		code     int
+		strategy string
+		held     bool          // the breakers, closed
+		before   time.Duration // in which all is well
+	}{
+		"529 from the beginning":                 {529, router.StrategyFailover, false, 0},
+		"500 after a while, by turns":            {500, router.StrategyRoundRobin, false, 3 * time.Second},
+		"held, 529 from the beginning":           {529, router.StrategyFailover, true, 0},
+		"held, 529 after a while":                {529, router.StrategyFailover, true, 3 * time.Second},
+		"held, 500 from the beginning, by turns": {500, router.StrategyRoundRobin, true, 0},
+		"held, 500 after a while, by turns":      {500, router.StrategyRoundRobin, true, 3 * time.Second},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				a, b := net.actor(t, "a", after(think, well)), net.actor(t, "b", after(think, well))
+				r := net.cast(t, router.Config{Strategy: tt.strategy}, a, b)
+				if tt.held {
+					r.holdClosed("a", "b")
+				}
+				start := time.Now()
+				assert.Empty(t, load(r, rate, tt.before).others)
+				a.fares(after(think, answers(tt.code)))
+				b.fares(after(think, answers(tt.code)))
+				got := load(r, rate, during)
+				failed := int(during.Seconds() * rate)
+				assert.Equal(t, failed, got.others[tt.code]+got.others[429], "what clients got: %v", got.others)
+				if tt.before > 0 { // else two at a time find out what a provider admits, and others are told to wait
+					assert.LessOrEqual(t, got.others[429], failed/100, "what clients got: %v", got.others)
+				}
+
+				sent := len(a.got()) + len(b.got())
+				clients := int((tt.before + during).Seconds() * rate)
+				most := 1.1*float64(clients) + 3*time.Since(start).Seconds() + 3
+				if tt.before == 0 {
+					most += 3 // that moved before the first failure of the other was known
+				}
+				t.Logf("%d requests at the providers for %d of clients, at most %.0f", sent, clients, most)
+				assert.GreaterOrEqual(t, sent, clients, "each request has its attempt")
+				assert.LessOrEqual(t, float64(sent), most, "requests at the providers")
+			})
+		})
+	}
+}
+
+// The second in line has not been asked for anything when the first one dies: two
+// requests find out what it admits, and the others wait for that.
+func TestAColdProviderTakesOver(t *testing.T) {
+	t.Parallel()
+	for name, die := range map[string]func(*actor){
+		"529":                func(a *actor) { a.fares(answers(529)) },
+		"500":                func(a *actor) { a.fares(answers(500)) },
+		"connection refused": func(a *actor) { a.refuses() },
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				a, b := net.actor(t, "a", after(think, well)), net.actor(t, "b", after(think, well))
+				r := net.cast(t, router.Config{}, a, b)
+				time.AfterFunc(time.Second, func() { die(a) })
+				start := time.Now()
+				got := load(r, 200, 3*time.Second)
+				assert.Empty(t, got.others, "what clients got instead of an answer")
+				assert.Less(t, time.Since(start), 3*time.Second+10*think, "somebody waited long")
+				assert.LessOrEqual(t, a.between(start.Add(time.Second), time.Now()), 10, "requests to the dead provider")
+			})
+		})
+	}
+}
+
+// A provider that is well serves what others fail at, however little of the budget
+// is left for those that are not.
+func TestAWellProviderServesWhatOthersFailAt(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		every := func(n int) act { // fails each nth request: too few to open a breaker
+			count := make(chan int, 1)
+			count <- 0
+			return func(w http.ResponseWriter, r *http.Request, q asked) {
+				at := <-count + 1
+				count <- at
+				if at%n == 0 {
+					answers(529)(w, r, q)
+					return
+				}
+				well(w, r, q)
+			}
+		}
+		net := newPipes()
+		a, b, c := net.actor(t, "a", every(3)), net.actor(t, "b", every(4)), net.actor(t, "c", well)
+		r := net.cast(t, router.Config{}, a, b, c)
+		got := load(r, 100, 20*time.Second)
+		t.Logf("a %d, b %d, c %d", len(a.got()), len(b.got()), len(c.got()))
+		assert.Empty(t, got.others, "what clients got instead of an answer")
+		assert.NotEmpty(t, c.got())
+		assert.Less(t, len(b.got()), 2000/10+3*20+3+10, "what is sent once more to one that is not well")
+	})
+}
