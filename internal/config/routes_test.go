@@ -142,8 +142,8 @@ func TestRouteMistakes(t *testing.T) {
 		// passthrough, health_check, origin
 		{"passthrough", "passthrough: true\nproviders: [{ name: a, base_url: 'https://llm.example.com', keys: [{ key: k }] }, { name: b, origin: acme, keys: [{ key: l }] }]\n", []string{
 			"c.yaml:1:14: passthrough: no provider is Anthropic's, and a client's own credential goes to no other; add one, or set origin: anthropic on one that is"}},
-		{"passthrough to a vendor that has no name of its own", "passthrough: true\nproviders: [{ base_url: 'https://anthropic.com.example.com', keys: [{ key: k }] }, { name: b, keys: [{ key: l }] }]\n", []string{
-			"c.yaml:2:13: providers[0].origin: missing: called anthropic, it would be sent clients' own credentials (passthrough); write origin: anthropic if it is Anthropic's, or give it another name"}},
+		{"passthrough to a vendor that has no name of its own", "passthrough: true\nproviders: [{ base_url: 'https://anthropic.com.example.com', keys: [{ key: k }] }]\n", []string{
+			"c.yaml:1:14: passthrough: no provider is Anthropic's, and a client's own credential goes to no other; add one, or set origin: anthropic on one that is"}},
 		{"passthrough that is none", ok + "passthrough: on\n", []string{"c.yaml:2:14: passthrough: write true or false"}},
 		{"health_check", "providers: [{ name: a, keys: [{ key: k }], health_check: 999ms }, { name: b, keys: [{ key: l }], health_check: -1m }, { name: c, keys: [{ key: m }], health_check: 30 }]\n", []string{
 			"c.yaml:1:58: providers[0].health_check: 999ms is too often; write 1s or more, or 0s for none",

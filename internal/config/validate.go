@@ -61,23 +61,9 @@ func (c *Config) validate(r *report) {
 	}
 }
 
-// checkPassthrough sees to it that clients' own credentials go to Anthropic's. A
-// provider elsewhere that is called anthropic, also by default, may be anybody's.
+// checkPassthrough sees to it that clients' own credentials have where to go.
 func (c *Config) checkPassthrough(r *report) {
-	found := false
-	for i, p := range c.Providers {
-		named := p.WithDefaults().Origin == provider.OriginAnthropic
-		p.Name = ""
-		switch {
-		case p.WithDefaults().Origin == provider.OriginAnthropic:
-			found = true
-		case named:
-			r.addf(fmt.Sprintf("providers[%d].origin", i), "missing: called anthropic, it would be sent clients' own credentials (passthrough); "+
-				"write origin: anthropic if it is Anthropic's, or give it another name")
-			found = true
-		}
-	}
-	if !found {
+	if !slices.ContainsFunc(c.Providers, func(p Provider) bool { return p.WithDefaults().Origin == provider.OriginAnthropic }) {
 		r.addf("passthrough", "no provider is Anthropic's, and a client's own credential goes to no other; add one, or set origin: anthropic on one that is")
 	}
 }

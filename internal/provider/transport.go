@@ -56,8 +56,12 @@ func (c Config) origin() string {
 	if err != nil {
 		return c.Name
 	}
-	if host := strings.ToLower(u.Hostname()); host == "anthropic.com" || strings.HasSuffix(host, ".anthropic.com") {
+	host := strings.ToLower(u.Hostname())
+	if host == "anthropic.com" || strings.HasSuffix(host, ".anthropic.com") {
 		return OriginAnthropic
+	}
+	if c.Name == OriginAnthropic { // the kind's name, where none is given
+		return host
 	}
 	return c.Name
 }

@@ -360,10 +360,10 @@ func TestHomesAreBounded(t *testing.T) {
 		return plan.Candidates[0].Upstream.Provider.Name()
 	}
 	for n := range uint64(bound) {
-		live.Router.Settle(n+1, up, time.Hour, now)
+		live.Router.Settle(n+1, up, "", time.Hour, now)
 	}
 	assert.Equal(t, "b", at(1)) // and now it is the youngest
-	live.Router.Settle(bound+1, up, time.Hour, now)
+	live.Router.Settle(bound+1, up, "", time.Hour, now)
 	assert.Equal(t, "b", at(1))
 	assert.Equal(t, "a", at(2), "forgotten")
 	assert.Equal(t, "b", at(3))

@@ -285,7 +285,7 @@ func (a *answer) settleIn(x *exchange) {
 	for i := range x.demand.Prefix {
 		life = max(life, x.demand.Prefix[i].Life)
 	}
-	x.live.Router.Settle(x.settles(), a.up, life, now)
+	x.live.Router.Settle(x.settles(), a.up, a.model, life, now)
 }
 
 // homeLife is how long a conversation has a home that says nothing of its cache, as

@@ -35,7 +35,7 @@ func BenchmarkPlan(b *testing.B) {
 		r := routeOver(b, router.Config{}, ups)
 		q := planned(opus)
 		q.Conversation = 7
-		r.Settle(7, ups[1], time.Hour, q.Now)
+		r.Settle(7, ups[1], "", time.Hour, q.Now)
 		b.ReportAllocs()
 		for b.Loop() {
 			if p, _ := r.Plan(q); !p.Candidates[0].Home() {

@@ -10,14 +10,15 @@ import (
 // maxHomes is how many conversations are remembered, as in the pools.
 const maxHomes = 100_000
 
-// homes remembers which upstream served a conversation last.
+// homes remembers who served a conversation last.
 type homes struct {
 	mu  sync.Mutex
 	lru *simplelru.LRU[uint64, home]
 }
 
 type home struct {
-	upstream *Upstream
+	upstream *Upstream // nil: none
+	model    string    // that served; a rule may lead to two of one provider
 	until    time.Time
 }
 
@@ -27,24 +28,24 @@ func newHomes() *homes {
 	return &homes{lru: lru}
 }
 
-func (h *homes) get(conversation uint64, now time.Time) *Upstream {
+func (h *homes) get(conversation uint64, now time.Time) home {
 	if conversation == 0 {
-		return nil
+		return home{}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	at, ok := h.lru.Get(conversation)
 	if !ok || !now.Before(at.until) {
-		return nil
+		return home{}
 	}
-	return at.upstream
+	return at
 }
 
-func (h *homes) put(conversation uint64, u *Upstream, life time.Duration, now time.Time) {
+func (h *homes) put(conversation uint64, at home) {
 	if conversation == 0 {
 		return
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.lru.Add(conversation, home{u, now.Add(life)})
+	h.lru.Add(conversation, at)
 }

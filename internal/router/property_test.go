@@ -97,7 +97,7 @@ func TestPlansKeepToTheRule(t *testing.T) {
 				"settle": func(t *rapid.T) {
 					c := rapid.Uint64Range(1, 3).Draw(t, "conversation")
 					settled[c], until[c] = pick.Draw(t, "upstream"), time.Now().Add(time.Minute)
-					r.Settle(c, settled[c], time.Minute, time.Now())
+					r.Settle(c, settled[c], "", time.Minute, time.Now())
 				},
 				"observe": func(t *rapid.T) {
 					lane := pick.Draw(t, "upstream").Lane(keypool.ClassOf(model.Draw(t, "model")))

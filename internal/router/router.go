@@ -42,6 +42,7 @@ type Candidate struct {
 	Class string // of the model at the target
 	Lane  *Lane  // the upstream's state for that class
 	home  bool   // the conversation's
+	lacks bool   // the upstream does not know the model
 	at    int    // place among the configured targets
 }
 
@@ -74,6 +75,7 @@ type Router struct {
 	aliases   map[string]string
 	classOf   func(model string) string
 	homes     *homes
+	choice    bool // a rule has more than one target: there is something to come back to
 	// RetryUnknown allows one move after a connection was lost.
 	RetryUnknown bool
 	// Budget is what repeats of failed requests are taken from.
@@ -121,6 +123,7 @@ func New(cfg Config, upstreams []*Upstream, classOf func(string) string, prices 
 			return nil, fmt.Errorf("router: %s: %w", where, err)
 		}
 		r.rules = append(r.rules, one)
+		r.choice = r.choice || len(one.targets) > 1
 	}
 	return r, nil
 }
@@ -270,9 +273,15 @@ func (c *Candidate) Asks(asked string) string { return cmp.Or(c.Model, asked) }
 // order leaves out what cannot serve and puts the rest in the strategy's order, the
 // conversation's home first. all is the plan's to keep.
 func (r *Router) order(rule *rule, q *Query, all []Candidate) Plan {
-	lacks := func(c Candidate) bool { return c.Upstream.Lacks(c.Asks(q.Model), q.Now) }
-	if slices.ContainsFunc(all, func(c Candidate) bool { return !lacks(c) }) {
-		all = slices.DeleteFunc(all, lacks)
+	lacking := 0
+	for i := range all {
+		if c := &all[i]; c.Upstream.Lacks(c.Asks(q.Model), q.Now) {
+			c.lacks = true
+			lacking++
+		}
+	}
+	if lacking < len(all) {
+		all = slices.DeleteFunc(all, func(c Candidate) bool { return c.lacks })
 	}
 	var plan Plan
 	var least time.Duration
@@ -288,7 +297,9 @@ func (r *Router) order(rule *rule, q *Query, all []Candidate) Plan {
 		return plan
 	}
 	home := r.homes.get(q.Conversation, q.Now)
-	if i := slices.IndexFunc(plan.Candidates, func(c Candidate) bool { return c.Upstream == home }); i >= 0 {
+	if i := slices.IndexFunc(plan.Candidates, func(c Candidate) bool {
+		return c.Upstream == home.upstream && (home.model == "" || c.Asks(q.Model) == home.model)
+	}); i >= 0 {
 		rotate(plan.Candidates[:i+1], i)
 		plan.Candidates[0].home = true
 		return plan
@@ -297,11 +308,11 @@ func (r *Router) order(rule *rule, q *Query, all []Candidate) Plan {
 	return plan
 }
 
-// Settle makes the upstream the home of a conversation for life from now. 0 as the
-// conversation settles nothing.
-func (r *Router) Settle(conversation uint64, u *Upstream, life time.Duration, now time.Time) {
-	if len(r.upstreams) > 1 {
-		r.homes.put(conversation, u, life, now)
+// Settle makes the upstream, and the model that served there ("": any), the home of a
+// conversation for life from now. 0 as the conversation settles nothing.
+func (r *Router) Settle(conversation uint64, u *Upstream, model string, life time.Duration, now time.Time) {
+	if r.choice {
+		r.homes.put(conversation, home{u, model, now.Add(life)})
 	}
 }
 

@@ -490,7 +490,7 @@ func TestHomes(t *testing.T) {
 				}
 				for range 10 { // by chance or in turn, b would not always be first
 					for _, home := range ups {
-						r.Settle(7, home, time.Minute, time.Now())
+						r.Settle(7, home, "", time.Minute, time.Now())
 						p := plan(t, r, q(7, "m"))
 						require.Equal(t, nameOf(p.Candidates[0]), home.Provider.Name())
 						require.True(t, p.Candidates[0].Home())
@@ -523,7 +523,7 @@ func TestHomes(t *testing.T) {
 func TestTheRestOfAHomesPlan(t *testing.T) {
 	ups := upstreams("a", "b", "c", "d")
 	r := routeOver(t, router.Config{}, ups)
-	r.Settle(7, ups[2], time.Minute, time.Now())
+	r.Settle(7, ups[2], "", time.Minute, time.Now())
 	q := ask("m")
 	q.Conversation = 7
 	assert.Equal(t, []string{"c", "a", "b", "d"}, way(t, r, q))
@@ -532,15 +532,27 @@ func TestTheRestOfAHomesPlan(t *testing.T) {
 func TestNothingSettlesWithoutAConversation(t *testing.T) {
 	ups := upstreams("a", "b")
 	r := routeOver(t, router.Config{}, ups)
-	r.Settle(0, ups[1], time.Minute, time.Now())
+	r.Settle(0, ups[1], "", time.Minute, time.Now())
 	assert.Equal(t, []string{"a", "b"}, way(t, r, ask("m")))
 
 	one := upstreams("a")
-	r = routeOver(t, router.Config{Default: []string{"a", "a/m"}}, one)
-	r.Settle(7, one[0], time.Minute, time.Now())
+	r = routeOver(t, router.Config{}, one)
+	r.Settle(7, one[0], "m", time.Minute, time.Now())
 	q := ask("m")
 	q.Conversation = 7
-	assert.False(t, plan(t, r, q).Candidates[0].Home(), "with one upstream there is nowhere else")
+	assert.False(t, plan(t, r, q).Candidates[0].Home(), "with one target there is nowhere else")
+}
+
+// One provider may be led to for two models: a conversation keeps its own.
+func TestAHomeIsAModelToo(t *testing.T) {
+	ups := upstreams("a", "b")
+	r := routeOver(t, router.Config{Default: []string{"a/m1", "b", "a/m2"}}, ups)
+	r.Settle(7, ups[0], "m2", time.Minute, time.Now())
+	q := ask("m")
+	q.Conversation = 7
+	first := plan(t, r, q).Candidates[0]
+	assert.True(t, first.Home())
+	assert.Equal(t, "m2", first.Model)
 }
 
 // A conversation that goes on lives, and the oldest of very many is forgotten.
@@ -554,10 +566,10 @@ func TestHomesAreBounded(t *testing.T) {
 		return plan(t, r, q).Candidates[0].Home()
 	}
 	for c := uint64(1); c <= 100_000; c++ {
-		r.Settle(c, ups[1], time.Hour, now)
+		r.Settle(c, ups[1], "", time.Hour, now)
 	}
 	require.True(t, at(1))
-	r.Settle(100_001, ups[1], time.Hour, now)
+	r.Settle(100_001, ups[1], "", time.Hour, now)
 	assert.True(t, at(1), "it was looked for lately")
 	assert.False(t, at(2))
 	assert.True(t, at(100_001))
@@ -606,7 +618,7 @@ func TestRouterIsSafeForConcurrentUse(t *testing.T) {
 					c := p.Candidates[0]
 					c.Upstream.Begin()
 					c.Lane.Observe(time.Second, time.Now())
-					r.Settle(q.Conversation, c.Upstream, time.Minute, q.Now)
+					r.Settle(q.Conversation, c.Upstream, "", time.Minute, q.Now)
 					c.Upstream.End()
 					r.Names("")
 				}
