@@ -36,7 +36,7 @@ func TestEventLag(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := startPacer(t)
-			r := startRelay(t, p.url, []string{keyA})
+			r := startRelay(t, &provider{name: "pacer", url: p.url, keys: []string{keyA}})
 			var direct, relayed []time.Duration
 			for range lagRounds {
 				a := p.open(t, p.url, directKey)
@@ -89,8 +89,13 @@ func startPacer(t *testing.T) *pacer {
 	return p
 }
 
-// ServeHTTP begins a stream and leaves it to play, up to its end.
+// ServeHTTP begins a stream and leaves it to play, up to its end. It has no models to
+// list.
 func (p *pacer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	if r.Method != http.MethodPost {
+		http.NotFound(w, r)
+		return
+	}
 	_, _ = io.Copy(io.Discard, r.Body) // only then does the server notice a client that leaves
 	w.Header().Set("Content-Type", "text/event-stream; charset=utf-8")
 	l := &lane{w: w, done: make(chan struct{})}

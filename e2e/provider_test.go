@@ -2,10 +2,13 @@ package e2e_test
 
 import (
 	"bytes"
+	"net"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -13,40 +16,96 @@ import (
 	"cc-relay/internal/simulator"
 )
 
-// Keys of the simulated provider, each of an organization of its own.
+// Keys of the simulated providers, each of an organization of its own.
 const (
 	keyA = "sk-simulated-aaaaaaaa"
 	keyB = "sk-simulated-bbbbbbbb"
 	keyC = "sk-simulated-cccccccc"
+	keyD = "sk-simulated-dddddddd"
 )
 
 // provider is the simulator on a loopback port.
 type provider struct {
 	*simulator.Simulator
-	url  string
-	keys []string
+	name, origin string // as the relay has it; no origin: its default
+	url          string
+	keys         []string
+
+	server *httptest.Server
+	away   bool // its port is shut
 }
 
 // startProvider serves keys A to C without limits; change may set the rest.
 func startProvider(t *testing.T, change func(*simulator.Config)) *provider {
 	t.Helper()
-	p := &provider{keys: []string{keyA, keyB, keyC}}
-	cfg := simulator.Config{KeepBodies: true}
-	for _, k := range p.keys {
-		cfg.Organizations = append(cfg.Organizations, simulator.Organization{
-			ID: "org-of-" + k, Keys: []simulator.Key{{Key: k, Name: k}},
-		})
-	}
+	cfg := simulator.Config{KeepBodies: true, Organizations: organizations(keyA, keyB, keyC)}
 	if change != nil {
 		change(&cfg)
+	}
+	for i := range cfg.Faults {
+		if cfg.Faults[i].Path == "" { // the relay's own requests shall not use them up
+			cfg.Faults[i].Path = modelCall
+		}
+	}
+	p := &provider{name: "simulated"}
+	for _, o := range cfg.Organizations {
+		p.keys = append(p.keys, o.Keys[0].Key)
 	}
 	var err error
 	p.Simulator, err = simulator.New(cfg)
 	require.NoError(t, err)
-	server := httptest.NewServer(p.Simulator)
-	t.Cleanup(server.Close)
-	p.url = server.URL
+	p.server = httptest.NewServer(p.Simulator)
+	t.Cleanup(p.server.Close)
+	p.url = p.server.URL
 	return p
+}
+
+func organizations(keys ...string) (list []simulator.Organization) {
+	for _, k := range keys {
+		list = append(list, simulator.Organization{ID: "org-of-" + k, Keys: []simulator.Key{{Key: k, Name: k}}})
+	}
+	return list
+}
+
+// shut makes the port refuse connections. An answer under way is still given.
+func (p *provider) shut(t *testing.T) {
+	p.away = true
+	p.server.Config.SetKeepAlivesEnabled(false) // also ends idle connections
+	assert.NoError(t, p.server.Listener.Close())
+}
+
+// open serves the same port again; one that is open stays so.
+func (p *provider) open(t *testing.T) {
+	if !p.away {
+		return
+	}
+	l, err := net.Listen("tcp", p.server.Listener.Addr().String())
+	if !assert.NoError(t, err) {
+		return
+	}
+	p.away, p.server.Listener = false, l
+	p.server.Config.SetKeepAlivesEnabled(true)
+	go func() { _ = p.server.Config.Serve(l) }() // until l is closed
+}
+
+// What providers are asked for: model calls by clients, the list by the relay itself.
+const (
+	modelCall = "/v1/messages"
+	ownList   = "/v1/models?limit=1000"
+)
+
+// Seen is what clients wanted of the provider: all but the relay's own requests.
+func (p *provider) Seen() []simulator.Record {
+	return slices.DeleteFunc(p.Simulator.Seen(), func(r simulator.Record) bool { return r.Target == ownList })
+}
+
+// awaitOwnList waits until the relay has asked for the list. A client gets what is
+// there of it within the relay's patience, which a busy machine may outlast.
+func (p *provider) awaitOwnList(t *testing.T) {
+	t.Helper()
+	require.Eventually(t, func() bool {
+		return slices.ContainsFunc(p.Simulator.Seen(), func(r simulator.Record) bool { return r.Target == ownList && r.Done })
+	}, 10*time.Second, time.Millisecond, "the relay does not ask %s for its models", p.name)
 }
 
 // keysSeen names the keys the provider was asked with, in order.
@@ -75,9 +134,15 @@ func mustPass(name string) bool {
 // with a pool key in the place of the relay's token.
 func assertCarried(t *testing.T, sent exchange, got simulator.Record) {
 	t.Helper()
+	assertHead(t, sent, got)
+	assert.True(t, bytes.Equal(sent.Body, got.Body), "body: sent\n%s\ngot\n%s", sent.Body, got.Body)
+}
+
+// assertHead is assertCarried without the body.
+func assertHead(t *testing.T, sent exchange, got simulator.Record) {
+	t.Helper()
 	assert.Equal(t, sent.Request.Method, got.Method)
 	assert.Equal(t, sent.Request.RequestURI, got.Target, "path and query")
-	assert.True(t, bytes.Equal(sent.Body, got.Body), "body: sent\n%s\ngot\n%s", sent.Body, got.Body)
 	for name, values := range sent.Request.Header {
 		if mustPass(name) {
 			assert.Equal(t, values, got.Header[name], "header %s", name)

@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"sync"
 	"syscall"
 	"testing"
@@ -28,12 +29,12 @@ type relay struct {
 	log  *relayLog
 }
 
-// startRelay serves the provider at baseURL with a pool of keys until the test
-// ends. It must then stop in order, and have logged no secret.
-func startRelay(t *testing.T, baseURL string, keys []string) *relay {
+// startRelay serves the providers, the first before the others, until the test ends.
+// It must then stop in order, and have logged no secret.
+func startRelay(t *testing.T, providers ...*provider) *relay {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "config.yaml")
-	require.NoError(t, os.WriteFile(path, relayConfig(baseURL, keys), 0o600))
+	require.NoError(t, os.WriteFile(path, relayConfig(providers), 0o600))
 
 	r := &relay{cmd: exec.Command(relayBinary, "serve", "--config", path), log: newRelayLog()}
 	dieWithTest(r.cmd)
@@ -43,7 +44,10 @@ func startRelay(t *testing.T, baseURL string, keys []string) *relay {
 	go r.log.read(stderr)
 	t.Cleanup(func() {
 		r.stop(t)
-		r.log.assertWithout(t, append(keys, relayToken))
+		r.log.assertWithout(t, relayToken)
+		for _, p := range providers {
+			r.log.assertWithout(t, p.keys...)
+		}
 	})
 	select {
 	case r.addr = <-r.log.listens:
@@ -54,16 +58,19 @@ func startRelay(t *testing.T, baseURL string, keys []string) *relay {
 	return r
 }
 
-func relayConfig(baseURL string, keys []string) []byte {
+func relayConfig(providers []*provider) []byte {
 	var b bytes.Buffer
 	fmt.Fprintf(&b, "server: {listen: \"127.0.0.1:0\", state: \"off\"}\n")
 	fmt.Fprintf(&b, "clients: [{name: e2e, token: %q}]\n", relayToken)
 	fmt.Fprintf(&b, "logging: {level: debug}\n")
-	fmt.Fprintf(&b, "providers:\n  - {name: simulated, base_url: %q, keys: [", baseURL)
-	for _, k := range keys {
-		fmt.Fprintf(&b, "{key: %q}, ", k)
+	fmt.Fprintf(&b, "providers:\n")
+	for _, p := range providers {
+		fmt.Fprintf(&b, "  - {name: %q, origin: %q, base_url: %q, keys: [", p.name, p.origin, p.url)
+		for _, k := range p.keys {
+			fmt.Fprintf(&b, "{key: %q}, ", k)
+		}
+		fmt.Fprintf(&b, "]}\n")
 	}
-	fmt.Fprintf(&b, "]}\n")
 	return b.Bytes()
 }
 
@@ -117,7 +124,19 @@ func (l *relayLog) text() string {
 	return l.all.String()
 }
 
-func (l *relayLog) assertWithout(t *testing.T, secrets []string) {
+// failures lists the attempts that failed, as "PROVIDER VERDICT". The newest may not
+// have arrived yet.
+func (l *relayLog) failures() (list []string) {
+	for line := range strings.Lines(l.text()) {
+		var record struct{ Message, Upstream, Verdict string }
+		if json.Unmarshal([]byte(line), &record) == nil && record.Message == "attempt failed" {
+			list = append(list, record.Upstream+" "+record.Verdict)
+		}
+	}
+	return list
+}
+
+func (l *relayLog) assertWithout(t *testing.T, secrets ...string) {
 	text := l.text()
 	for i, s := range secrets {
 		assert.NotContains(t, text, s, "secret %d is in the relay's log", i)

@@ -81,18 +81,23 @@ const (
 	toolGiven  = "get_weather"
 )
 
-// bench is a client before a relay before a provider.
+// bench is a client before a relay before one provider or more.
 type bench struct {
-	provider *provider
+	provider *provider // the first
 	relay    *relay
 	wire     *wiretap
 }
 
 func setUp(t *testing.T, change func(*simulator.Config)) *bench {
 	t.Helper()
-	p := startProvider(t, change)
-	r := startRelay(t, p.url, p.keys)
-	return &bench{provider: p, relay: r, wire: tap(t, r.addr)}
+	return before(t, startProvider(t, change))
+}
+
+// before puts a relay and a wiretap before the providers.
+func before(t *testing.T, providers ...*provider) *bench {
+	t.Helper()
+	r := startRelay(t, providers...)
+	return &bench{provider: providers[0], relay: r, wire: tap(t, r.addr)}
 }
 
 func forEachSDK(t *testing.T, test func(t *testing.T, s sdk)) {
@@ -188,6 +193,7 @@ func TestSDKListsModels(t *testing.T) {
 	forEachSDK(t, func(t *testing.T, s sdk) {
 		served := []string{"claude-opus-5-5", modelAsked, "claude-haiku-4-5-20251001"}
 		b := setUp(t, func(cfg *simulator.Config) { cfg.Models = served })
+		b.provider.awaitOwnList(t)
 		talk := b.connect(s)
 		listed, err := talk.Models(t.Context())
 		require.NoError(t, err)
@@ -200,6 +206,44 @@ func TestSDKListsModels(t *testing.T) {
 		refused := requireRefusal(t, err)
 		assert.Equal(t, http.StatusNotFound, refused.status)
 		assert.Equal(t, "not_found_error", refused.kind)
+	})
+}
+
+// The relay's own list is of all its providers, and pages of it ask none of them.
+func TestSDKListsModelsOfTwoProviders(t *testing.T) {
+	forEachSDK(t, func(t *testing.T, s sdk) {
+		served := [2][]string{
+			{"claude-opus-5-5", modelAsked},
+			{modelAsked, "claude-haiku-5-5", "claude-fable-5-2", "claude-haiku-4-5-20251001"},
+		}
+		var p [2]*provider
+		for i, name := range []string{"a", "b"} {
+			p[i] = startProvider(t, func(cfg *simulator.Config) {
+				cfg.Models, cfg.Organizations = served[i], organizations([]string{keyA, keyB}[i])
+			})
+			p[i].name = name
+		}
+		b := before(t, p[:]...)
+		p[0].awaitOwnList(t)
+		p[1].awaitOwnList(t)
+		talk := b.connect(s)
+		listed, err := talk.Models(t.Context())
+		require.NoError(t, err)
+		assert.Equal(t, append(served[0], served[1][1:]...), listed)
+		one, err := talk.Model(t.Context(), "claude-fable-5-2")
+		require.NoError(t, err)
+		assert.Equal(t, "claude-fable-5-2", one)
+
+		assert.Equal(t, []string{
+			"GET /v1/models?limit=2 200",
+			"GET /v1/models?after_id=claude-sonnet-5-5&limit=2 200",
+			"GET /v1/models?after_id=claude-fable-5-2&limit=2 200",
+			"GET /v1/models/claude-fable-5-2 200",
+		}, targets(b.wire.exchanges(t)))
+		for i := range p {
+			assert.Empty(t, p[i].Seen(), "requests for clients at provider %s", p[i].name)
+			assert.Len(t, p[i].Simulator.Seen(), 1, "requests at provider %s", p[i].name)
+		}
 	})
 }
 
@@ -229,7 +273,7 @@ func TestSDKDoesNotNoticeALimitedKey(t *testing.T) {
 			forEachSDK(t, func(t *testing.T, s sdk) {
 				b := setUp(t, func(cfg *simulator.Config) {
 					said(verse)(cfg)
-					cfg.Faults = []simulator.Fault{{Key: keyA, Kind: simulator.FaultStatus, Status: 429, Headers: map[string]string{"Retry-After": "30"}}}
+					cfg.Faults = []simulator.Fault{{Nth: 1, Kind: simulator.FaultStatus, Status: 429, Headers: map[string]string{"Retry-After": "30"}}}
 				})
 				for range 4 {
 					got, err := b.connect(s).Ask(t.Context(), question{text: "Say it.", stream: stream})
@@ -238,9 +282,8 @@ func TestSDKDoesNotNoticeALimitedKey(t *testing.T) {
 				}
 				seen := b.provider.keysSeen()
 				require.NotEmpty(t, seen)
-				assert.Equal(t, keyA, seen[0], "the first key asked")
-				assert.Len(t, seen, 5, "a cooling key is not asked again: %s", seen)
-				assert.NotContains(t, seen[1:], keyA)
+				assert.Len(t, seen, 5, "requests of four answers and a refusal: %s", seen)
+				assert.NotContains(t, seen[1:], seen[0], "a cooling key is not asked again")
 				sent := b.wire.exchanges(t)
 				require.Len(t, sent, 4)
 				assert.Equal(t, "2", sent[0].Response.Header.Get("X-Cc-Relay-Attempts"))
