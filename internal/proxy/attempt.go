@@ -116,8 +116,8 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	x.dress(h, a)
 	x.attempts++
 	x.provider, x.keyID = a.up.Provider.Name(), key.KeyID()
-	if x.msg.Stream && !at.others() {
-		a.gate.opens(w, x, a)
+	if x.msg.Stream {
+		a.gate.opens(w, x, a, at)
 	}
 	a.verdict = a.try(x)
 	x.verdict = a.verdict
@@ -275,7 +275,8 @@ func (a *answer) mark(x *exchange) {
 	}
 }
 
-// settleIn makes the upstream the conversation's home.
+// settleIn makes the upstream the conversation's home, also of one that may go on
+// anywhere: its next turn may answer a tool call.
 func (a *answer) settleIn(x *exchange) {
 	now := time.Now()
 	if x.msg.Stream {
@@ -285,7 +286,7 @@ func (a *answer) settleIn(x *exchange) {
 	for i := range x.demand.Prefix {
 		life = max(life, x.demand.Prefix[i].Life)
 	}
-	x.live.Router.Settle(x.settles(), a.up, a.model, life, now)
+	x.live.Router.Settle(x.demand.Conversation, a.up, a.model, life, now)
 }
 
 // homeLife is how long a conversation has a home that says nothing of its cache, as

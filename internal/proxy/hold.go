@@ -128,14 +128,15 @@ type gate struct {
 	sync.Mutex
 	x       *exchange
 	a       *answer
+	at      *walk
 	w       http.ResponseWriter
 	holding bool // frames are held, and may be shown
 	shown   bool // the client has the status and what was held
 }
 
 // opens lets the gate open for this answer.
-func (g *gate) opens(w http.ResponseWriter, x *exchange, a *answer) {
-	g.w, g.x, g.a, g.holding = w, x, a, true
+func (g *gate) opens(w http.ResponseWriter, x *exchange, a *answer, at *walk) {
+	g.w, g.x, g.a, g.at, g.holding = w, x, a, at, true
 }
 
 // leave ends holding, with the lock held; the frames are the caller's alone again.
@@ -150,15 +151,15 @@ func (g *gate) shut() {
 	g.leave()
 }
 
-// open shows what is held. It reports false where there is nothing to show, and the
-// attempt's time is up.
+// open shows what is held. It reports false where there is nothing to show, or somebody
+// else to ask, and the attempt's time is up.
 func (g *gate) open() bool {
 	g.Lock()
 	defer g.Unlock()
 	if g.shown {
 		return false // now it is the silence that has been too long
 	}
-	if !g.holding || g.a.frames == nil {
+	if !g.holding || g.a.frames == nil || g.at.others() {
 		return false
 	}
 	g.shown = true

@@ -167,8 +167,13 @@ func (h *Handler) fetchModels(ctx context.Context, up *router.Upstream) (models 
 			err = errPanic
 		}
 	}()
-	key, err := up.Pool.Acquire(ctx, keypool.Demand{Class: keypool.ClassModels, Exclude: deadKeys(up.Pool)})
+	out, spent := keysOut(up.Pool)
+	key, err := up.Pool.Acquire(ctx, keypool.Demand{Class: keypool.ClassModels, Exclude: out})
 	if err != nil {
+		var exhausted *keypool.ExhaustedError
+		if errors.As(err, &exhausted) && spent { // it does not look at those it may not use
+			exhausted.Reason = keypool.ReasonSpent
+		}
 		return nil, err
 	}
 	defer key.Settle(keypool.Usage{})
@@ -200,19 +205,26 @@ func (h *Handler) fetchModels(ctx context.Context, up *router.Upstream) (models 
 
 var errPanic = errors.New("proxy: panic")
 
-// deadKeys are the keys that are out, where others are not: the one request that may
-// try such a key now and then shall be one that shows whether it serves.
-func deadKeys(pool *keypool.KeyPool) (ids []string) {
+// keysOut are the keys that are not to be used for a list, and whether some have nothing
+// left to spend. The one request that tries a key now and then shall be one that shows
+// whether it serves. A list does only where the key was refused, so it tries such a key
+// where there is no other.
+func keysOut(pool *keypool.KeyPool) (ids []string, spent bool) {
 	keys := pool.Keys()
+	var broke []string
 	for i := range keys {
-		if keys[i].State == keypool.StateDead {
-			ids = append(ids, keys[i].ID)
+		if keys[i].State != keypool.StateDead {
+			continue
+		}
+		ids = append(ids, keys[i].ID)
+		if keys[i].Reason == keypool.ReasonSpent {
+			broke = append(broke, keys[i].ID)
 		}
 	}
 	if len(ids) == len(keys) {
-		return nil
+		ids = broke
 	}
-	return ids
+	return ids, len(broke) > 0
 }
 
 func parseModels(body []byte) ([]model, error) {
@@ -271,7 +283,7 @@ func (h *Handler) serveModel(w http.ResponseWriter, x *exchange, id string) {
 	}
 	o := h.offer(x)
 	e := o.find(id)
-	if e.listed || e.rewritten || len(e.targets) > 0 && slices.Contains(x.live.Router.Names(x.client), id) {
+	if e.listed || e.rewritten || slices.Contains(x.live.Router.Names(x.client), id) {
 		x.writeOwn(w, e.object)
 		return
 	}
@@ -344,8 +356,8 @@ func (o *offer) all() (models []model) {
 		}
 	}
 	for _, name := range r.Names(o.x.client) {
-		if e := o.find(name); len(e.targets) > 0 && !seen[name] {
-			add(e.model)
+		if !seen[name] {
+			add(o.find(name).model)
 		}
 	}
 	return models
@@ -354,7 +366,6 @@ func (o *offer) all() (models []model) {
 // entry is what is known of one name.
 type entry struct {
 	model
-	targets   []router.Destination
 	listed    bool // by the upstream that it leads to
 	perhaps   bool // no upstream that it leads to lists it, but one may know it
 	rewritten bool // an upstream is asked for another name
@@ -363,8 +374,7 @@ type entry struct {
 // find looks for what a name leads to.
 func (o *offer) find(name string) (e entry) {
 	live := o.x.live
-	e.targets = live.Router.Targets(name, live.Classes.Of(name), o.x.client)
-	for _, t := range e.targets {
+	for _, t := range live.Router.Targets(name, live.Classes.Of(name), o.x.client) {
 		l := o.lists[t.Upstream]
 		m, listed := l.byID[t.Model]
 		if listed && !e.listed {

@@ -574,13 +574,16 @@ func TestOneModel(t *testing.T) {
 // To look for a name that is asked otherwise says nothing of the model behind it.
 func TestLookingForANameDoesNotHideItsModel(t *testing.T) {
 	leakFree(t)
-	a, b := lists(t, "a", "big-model"), lists(t, "b", "big-model")
+	const unlisted, dated = "claude-haiku-4-5", "claude-haiku-4-5-20251001"
+	a, b := lists(t, "a", dated), lists(t, "b", dated)
 	r := newRelay(t, setup{upstreams: []upstream{a.upstream, b.upstream}, routes: router.Config{
-		Rules:   []router.Rule{{Match: []string{"gpt-*"}, Targets: []string{"a/big-model", "b/big-model"}}, {Match: []string{"*"}, Targets: []string{"a", "b"}}},
-		Aliases: map[string]string{"tiny": "big-model"},
+		Rules:   []router.Rule{to("gpt-*", "a/"+unlisted, "b/"+unlisted), to("*", "a", "b")},
+		Aliases: map[string]string{"tiny": unlisted},
 	}})
 	for _, name := range []string{"gpt-4o", "tiny"} {
-		require.Equal(t, 200, r.do(call{method: "GET", path: "/v1/models/" + name}).status)
+		one := r.do(call{method: "GET", path: "/v1/models/" + name})
+		require.Equal(t, 200, one.status, one.body)
+		assert.Equal(t, name, entryOf(t, []byte(one.body)).ID)
 		got := r.do(call{body: ask(name, false)})
 		requireServed(t, got, false)
 		assert.Equal(t, "a", got.header.Get("X-Cc-Relay-Provider"), "model %s", name)
@@ -643,6 +646,33 @@ func TestListingMayBringTheOnlyKeyBack(t *testing.T) {
 		time.Sleep(5 * time.Minute)
 		assert.NotEmpty(t, readPage(t, r.do(listModels(""))).Data)
 		requireServed(t, r.do(call{body: ask(opus, false)}), false)
+	})
+}
+
+// A list costs nothing, so it does not show that there is something to spend.
+func TestListingDoesNotTryWhatIsSpent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spent := status(402)
+		spent.Path = "/v1/messages"
+		net := newPipes()
+		a := net.sim(t, "a", simulator.Config{
+			Organizations: []simulator.Organization{owner("a", 1, simulator.Limits{}), owner("a", 2, simulator.Limits{})},
+			Faults:        faults(key(1, spent), key(2, simulator.Fault{Kind: simulator.FaultDeadKey, Duration: time.Hour, Nth: 1})),
+		})
+		r := net.relay(t, a)
+		requireError(t, r.do(call{body: ask(opus, false)}), 429, "billing_error")
+		got := r.do(listModels(""))
+		requireError(t, got, 429, "billing_error")
+		assert.Equal(t, "false", got.header.Get("X-Should-Retry"))
+		require.ElementsMatch(t, []string{"key-1", "key-2"}, a.keysSeen())
+		time.Sleep(3 * time.Hour)
+		assert.NotEmpty(t, readPage(t, r.do(listModels(""))).Data)
+		assert.Equal(t, []string{"key-2"}, a.keysSeen()[2:])
+		require.NoError(t, a.SetFaults(nil))
+		for range 2 {
+			requireServed(t, r.do(call{body: ask(opus, false)}), false)
+		}
+		assert.ElementsMatch(t, []string{"key-1", "key-2"}, a.keysSeen()[3:], "the key was still to be tried")
 	})
 }
 

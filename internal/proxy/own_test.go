@@ -14,6 +14,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/auth"
+	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
 	"cc-relay/internal/router"
 	"cc-relay/internal/simulator"
@@ -237,8 +238,12 @@ func TestAnswersToOwnCredentialsPass(t *testing.T) {
 				t.Parallel()
 				a := newRaw(t, "a", say("HTTP/1.1 "+tt.status+"\r\nContent-Type: "+tt.contentType+"\r\nRequest-Id: req_own\r\nAnthropic-Organization-Id: org-own\r\n"+
 					"Anthropic-Workspace-Id: wrkspc-own\r\nAnthropic-Priority-Input-Tokens-Limit: 5\r\n"+tt.headers+lengthOf(tt.body)+"\r\n"+tt.body))
+				a.limits = keypool.KeyConfig{RPMLimit: 50, ITPMLimit: 50_000, OTPMLimit: 10_000} // not for this client
 				b := newSim(t, "b", 1)
 				r := passing(t, anthropics(a.upstream), anthropics(b.upstream))
+				lease, err := r.live.Router.Upstreams()[0].Pool.Acquire(t.Context(), keypool.Demand{Class: keypool.ClassOf(opus)})
+				require.NoError(t, err)
+				lease.Settle(keypool.Usage{}) // now the pool has limits to tell
 				got := r.do(asOwn(http.Header{"Authorization": {"Bearer " + ownToken}}, ask(opus, tt.stream)))
 				require.NoError(t, got.err)
 				assert.Equal(t, tt.status[:3], itoa(got.status))
@@ -280,11 +285,14 @@ func TestNoAnswerToAnOwnCredential(t *testing.T) {
 		"unreachable":    {nil, 502, "api_error"},
 		"hangs up":       {say(""), 502, "api_error"},
 		"silent":         {func(c net.Conn, _ int) bool { _, _ = c.Read(make([]byte, 1)); return false }, 504, "timeout_error"},
-		"redirects":      {say("HTTP/1.1 307 Temporary Redirect\r\nLocation: /elsewhere\r\nContent-Length: 0\r\n\r\n"), 502, "api_error"},
+		"redirects":      {say("HTTP/1.1 307 Temporary Redirect\r\nLocation: /elsewhere\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"), 502, "api_error"},
 		"a page":         {say("HTTP/1.1 200 OK\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>"), 502, "api_error"},
 		"cut JSON":       {say(jsonHead + "Content-Length: 100\r\n\r\n" + `{"type":"mess`), 502, "api_error"},
 		"no JSON":        {say(jsonHead + "Content-Length: 4\r\n\r\n{\"a\""), 502, "api_error"},
 		"a cut error":    {say("HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\nContent-Length: 100\r\n\r\n" + `{"type":"err`), 529, "overloaded_error"},
+		"of no length":   {say("HTTP/1.1 529 Overloaded\r\nContent-Type: application/json\r\n\r\n" + `{"type":"err`), 529, "overloaded_error"},
+		"a cut page":     {say("HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\nContent-Length: 100\r\n\r\n<html>"), 502, "api_error"},
+		"a long page":    {say("HTTP/1.1 502 Bad Gateway\r\nContent-Type: text/html\r\n\r\n" + strings.Repeat("x", 70_000)), 502, "api_error"},
 		"an empty error": {say("HTTP/1.1 401 Unauthorized\r\nContent-Length: 0\r\n\r\n"), 401, "authentication_error"},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -242,7 +242,7 @@ func TestLatency(t *testing.T) {
 		t.Run(fmt.Sprintf("1 of %d is slow", n), func(t *testing.T) {
 			t.Parallel()
 			synctest.Test(t, func(t *testing.T) {
-				const fast, slow, rate = 300 * time.Millisecond, 900 * time.Millisecond, 50
+				const fast, slow, rate = 300 * time.Millisecond, 900 * time.Millisecond, 30
 				var mu sync.Mutex
 				takes := fast
 				got := &shares{}

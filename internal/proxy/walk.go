@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"slices"
 	"time"
 
 	"cc-relay/internal/health"
@@ -143,9 +144,18 @@ func (w *walk) nextUpstream() bool {
 }
 
 // others reports whether an attempt that brings nothing in time would be followed by
-// another.
+// another. Breakers may have opened since it began.
 func (w *walk) others() bool {
-	return !w.over && !w.moved && w.counted+1 < maxCounted && (w.at+1 < len(w.plan) || !w.again)
+	if w.over || w.moved || w.counted+1 >= maxCounted || w.again {
+		return false
+	}
+	return slices.ContainsFunc(w.plan[w.at:], letsIn) // the last one may be asked once more
+}
+
+// letsIn reports whether a candidate's breaker would let a request in.
+func letsIn(c router.Candidate) bool {
+	s := c.Lane.Status()
+	return s.State == health.Closed || s.State == health.Ramping || s.State == health.HalfOpen && s.Until.IsZero()
 }
 
 // move goes to where the request may be tried next: another key, the next
@@ -261,11 +271,7 @@ func (w *walk) back(x *exchange) bool {
 // mayReturn reports whether there is an upstream to go back to, and its breaker has
 // not opened since.
 func (w *walk) mayReturn() bool {
-	if w.left == nil || w.again {
-		return false
-	}
-	s := w.plan[w.left.at].Lane.Status().State
-	return s == health.Closed || s == health.Ramping
+	return w.left != nil && !w.again && letsIn(w.plan[w.left.at])
 }
 
 // pause waits a little, or until the client leaves.

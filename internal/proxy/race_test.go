@@ -1,0 +1,7 @@
+//go:build race
+
+package proxy_test
+
+// heavy is how many requests a second make a heavy load: less under the race
+// detector, where each costs ten times as much.
+const heavy = 50
