@@ -45,7 +45,7 @@ var (
 			return call{body: talked(n+1, "", `[{"type":"tool_result","tool_use_id":"toolu_x","content":"ok"}]`)}
 		},
 	}
-	loose turns = func(n int) call { return call{body: talked(n, "", "")} }
+	loose turns = func(n int) call { return call{body: talked(n, `"system":"others",`, "")} }
 )
 
 // A conversation stays where it is served, moves when that fails, and stays there.
