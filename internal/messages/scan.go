@@ -222,17 +222,25 @@ func (s *scanner) afterValue(outer int) bool {
 
 // str steps over a string and returns what stands between its quotes.
 func (s *scanner) str() []byte {
-	start := s.pos + 1
-	for i := start; ; i++ {
-		n := bytes.IndexByte(s.buf[i:], '"')
+	text := s.buf[s.pos+1:]
+	n := stringEnd(text)
+	if n < 0 {
+		s.fail(s.pos, "the string that starts here is not closed, the body may be cut")
+		return nil
+	}
+	s.pos += n + 2
+	return text[:n]
+}
+
+// nextQuote is stringEnd for any processor.
+func nextQuote(text []byte) int {
+	for i := 0; ; i++ {
+		n := bytes.IndexByte(text[i:], '"')
 		if n < 0 {
-			s.fail(s.pos, "the string that starts here is not closed, the body may be cut")
-			return nil
+			return -1
 		}
-		i += n
-		if s.buf[i-1] != '\\' || !escaped(s.buf[start:i]) {
-			s.pos = i + 1
-			return s.buf[start:i]
+		if i += n; i == 0 || text[i-1] != '\\' || !escaped(text[:i]) {
+			return i
 		}
 	}
 }
