@@ -42,7 +42,7 @@ func Parse(name string, data []byte, env func(string) (string, bool)) (*Config, 
 func parse(name string, data []byte, env func(string) (string, bool)) (*Config, *decoder) {
 	d := &decoder{report: newReport(name), env: env}
 	cfg := Default()
-	body := d.document(data)
+	body := d.document(data, minimal)
 	if body == nil {
 		return &cfg, d
 	}
@@ -57,8 +57,9 @@ func parse(name string, data []byte, env func(string) (string, bool)) (*Config, 
 	return &cfg, d
 }
 
-// document returns the root of the one document in data, or reports why there is none.
-func (d *decoder) document(data []byte) ast.Node {
+// document returns the root of the one document in data, or reports why there is none;
+// least is the least that it must say.
+func (d *decoder) document(data []byte, least string) ast.Node {
 	data = bytes.TrimPrefix(data, []byte("\ufeff"))
 	if len(data) > maxFileBytes {
 		d.addf("", "larger than %d bytes; a configuration is never that large", maxFileBytes)
@@ -81,7 +82,7 @@ func (d *decoder) document(data []byte) ast.Node {
 	}
 	switch len(bodies) {
 	case 0:
-		d.addf("", "empty; %s", minimal)
+		d.addf("", "empty; %s", least)
 		return nil
 	case 1:
 		return bodies[0]

@@ -35,16 +35,11 @@ func ParsePrices(name string, data []byte, env func(string) (string, bool)) ([]p
 		AsOf   string     `yaml:"as_of"`
 		Prices []priceRow `yaml:"prices"`
 	}
-	if body := d.document(data); body != nil {
+	if body := d.document(data, minimalPrices); body != nil {
 		d.value("", body, reflect.ValueOf(&file).Elem())
 		if !d.failed[""] {
 			checkDate(d.report, "as_of", file.AsOf)
 			checkPrices(d.report, file.Prices)
-		}
-	}
-	for _, m := range d.mistakes { // document has a configuration in mind
-		if m.Err.Error() == "empty; "+minimal {
-			m.Err = errors.New("empty; " + minimalPrices)
 		}
 	}
 	if err := d.err(); err != nil {
