@@ -1,4 +1,5 @@
-# cc-relay. `make` lists the targets; CI runs `make test`, `make check` and `make e2e`.
+# cc-relay. `make` lists the targets; CI runs `make test`, `make check`, `make rules` and
+# `make e2e`.
 
 # The newest Go of go.mod's toolchain line is fetched, even where go.env says
 # local. To build with another: make GOTOOLCHAIN=go1.26.8 test
@@ -17,7 +18,7 @@ BENCHCOUNT ?= 1
 SEED ?= 1
 HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
 
-.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench fuzz e2e
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench fuzz e2e rules
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -85,3 +86,8 @@ fuzz: ## every fuzz target for FUZZTIME=60s
 
 e2e: ## real clients against the built relay
 	cd e2e && go test ./... -count=1
+
+rules: ## Prometheus rules are valid and do what their tests say
+	@command -v promtool >/dev/null || { echo 'promtool is missing: it is part of the Debian package prometheus' >&2; exit 1; }
+	promtool check rules deploy/prometheus/rules.yml
+	promtool test rules deploy/prometheus/rules_test.yml
