@@ -43,7 +43,7 @@ type homes struct {
 }
 
 type home struct {
-	key  int // index in the pool
+	key  *key
 	used time.Time
 	life time.Duration
 }
@@ -58,14 +58,15 @@ func newLRU[V any](size int) *simplelru.LRU[uint64, V] {
 	return lru
 }
 
-// get returns the index of the conversation's key, or -1.
-func (h *homes) get(conversation uint64, now time.Time) int {
+// get returns the conversation's key, or nil. To look is not to use: only set
+// makes a home last longer.
+func (h *homes) get(conversation uint64, now time.Time) *key {
 	if conversation == 0 {
-		return -1
+		return nil
 	}
-	at, ok := h.lru.Get(conversation)
-	if !ok || now.Sub(at.used) > at.life {
-		return -1
+	at, ok := h.lru.Peek(conversation)
+	if !ok || at.key.gone || now.Sub(at.used) > at.life {
+		return nil
 	}
 	return at.key
 }
@@ -73,6 +74,15 @@ func (h *homes) get(conversation uint64, now time.Time) int {
 func (h *homes) set(conversation uint64, at home) {
 	if conversation != 0 {
 		h.lru.Add(conversation, at)
+	}
+}
+
+// forgetGone drops those of these homes that are at keys which are gone.
+func (h *homes) forgetGone(conversations []uint64) {
+	for _, conversation := range conversations {
+		if at, ok := h.lru.Peek(conversation); ok && at.key.gone {
+			h.lru.Remove(conversation)
+		}
 	}
 }
 
@@ -192,6 +202,20 @@ func (x *prefixes) join(from, into int) {
 	}
 }
 
+// forget drops what is known of these prompts in these scopes.
+func (x *prefixes) forget(prompts []uint64, scopes []int) {
+	for _, hash := range prompts {
+		p, ok := x.lru.Peek(hash)
+		if !ok {
+			continue
+		}
+		p.places = slices.DeleteFunc(p.places, func(at place) bool { return slices.Contains(scopes, at.scope) })
+		if len(p.places) == 0 {
+			x.lru.Remove(hash)
+		}
+	}
+}
+
 // workspaceOf is the workspace that an answer names, "" where it names none.
 func workspaceOf(h http.Header) string {
 	id := headerValue(h, "Anthropic-Workspace-Id")
@@ -203,7 +227,7 @@ func workspaceOf(h http.Header) string {
 
 // rescopeLocked gives a key the scope of its organization and workspace: that of
 // another key of both, or else one of its own. What its old scope alone is known
-// to hold goes with it. The caller holds mu for writing.
+// to hold goes with it. A new key has the scope -1. The caller holds mu for writing.
 // Source: https://platform.claude.com/docs/en/build-with-claude/prompt-caching
 // (caches are isolated between organizations and between workspaces).
 func (p *KeyPool) rescopeLocked(k *key) {
@@ -218,11 +242,11 @@ func (p *KeyPool) rescopeLocked(k *key) {
 		alone = alone && o.scope != k.scope
 	}
 	switch {
-	case to == k.scope || to < 0 && alone:
+	case k.scope >= 0 && (to == k.scope || to < 0 && alone):
 	case to < 0:
 		k.scope = p.freeScopeLocked()
 	default:
-		if alone {
+		if alone && k.scope >= 0 {
 			p.prefixes.join(k.scope, to)
 		}
 		k.scope = to
@@ -231,11 +255,16 @@ func (p *KeyPool) rescopeLocked(k *key) {
 
 // freeScopeLocked is a scope that no key has; nothing is known to be cached there.
 func (p *KeyPool) freeScopeLocked() int {
-	for scope := range p.hits {
-		if !slices.ContainsFunc(p.keys, func(k *key) bool { return k.scope == scope }) {
-			return scope
-		}
+	scope := 0
+	for p.hasScope(scope) || slices.Contains(p.retired, scope) {
+		scope++
 	}
-	p.hits = append(p.hits, 0)
-	return len(p.hits) - 1
+	if scope >= len(p.hits) {
+		p.hits = make([]int, scope+1)
+	}
+	return scope
+}
+
+func (p *KeyPool) hasScope(scope int) bool {
+	return slices.ContainsFunc(p.keys, func(k *key) bool { return k.scope == scope })
 }

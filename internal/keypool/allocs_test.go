@@ -23,6 +23,8 @@ func TestChoosingAllocatesNothing(t *testing.T) {
 			p := newPool(t, strategy, keys...)
 			warm, cold, other := long(1), long(2), long(3)
 			other.Exclude = ids[:2]
+			explained := cold
+			explained.Account = &keypool.Account{}
 			assert.NoError(t, pick(p, warm, http.Header{}))
 			for _, op := range []struct {
 				name string
@@ -31,6 +33,7 @@ func TestChoosingAllocatesNothing(t *testing.T) {
 				{"GetKey", func() { _, _, _ = p.GetKey(ctx) }},
 				{"at home", func() { _ = pick(p, warm, nil) }},
 				{"cold", func() { _ = pick(p, cold, nil) }},
+				{"explained", func() { _ = pick(p, explained, nil) }},
 				{"with keys excluded", func() { _ = pick(p, other, nil) }},
 				{"answered", func() { _ = pick(p, warm, headers) }},
 				{"answered without headers", func() { _ = pick(p, warm, http.Header{}) }},

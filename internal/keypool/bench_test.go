@@ -94,7 +94,8 @@ func pick(p *keypool.KeyPool, d keypool.Demand, h http.Header) error {
 }
 
 // BenchmarkPickSettle: warm is a request at home, cold one that nothing is known of;
-// answered adds an answer's headers.
+// answered adds an answer's headers,
+// and explained an account.
 func BenchmarkPickSettle(b *testing.B) {
 	warm, cold := long(1), long(2)
 	atHome := func(p *keypool.KeyPool) { _ = pick(p, warm, http.Header{}) }
@@ -105,9 +106,38 @@ func BenchmarkPickSettle(b *testing.B) {
 	b.Run("cold", func(b *testing.B) {
 		matrix(b, nothing, func(p *keypool.KeyPool) error { return pick(p, cold, nil) })
 	})
+	b.Run("explained", func(b *testing.B) {
+		explained := cold
+		explained.Account = &keypool.Account{}
+		for _, keys := range []int{8, 64} {
+			b.Run(fmt.Sprintf("keys=%d", keys), func(b *testing.B) {
+				p := benchPool(b, keys)
+				b.ReportAllocs()
+				for b.Loop() {
+					require.NoError(b, pick(p, explained, nil))
+				}
+			})
+		}
+	})
 	b.Run("answered", func(b *testing.B) {
 		matrix(b, atHome, func(p *keypool.KeyPool) error { return pick(p, warm, headers) })
 	})
+}
+
+// BenchmarkApply exchanges a key of a pool that knows as many conversations and prompts
+// as it may: requests are held up for as long.
+func BenchmarkApply(b *testing.B) {
+	keys, _ := keysOf(8, benchLimit, benchLimit, benchLimit)
+	other := append(keys[:7:7], keyOf(9, benchLimit, benchLimit, benchLimit))
+	p := newPool(b, "", keys...)
+	for i := range uint64(100_000) {
+		d := keypool.Demand{Class: opus, Bytes: 40_000, Conversation: i + 1, Prefix: []keypool.Mark{{Hash: i + 1, Bytes: 40_000, Life: time.Hour}}}
+		require.NoError(b, pick(p, d, http.Header{}))
+	}
+	for b.Loop() {
+		keys, other = other, keys
+		require.NoError(b, p.Apply(keypool.PoolConfig{Keys: keys}))
+	}
 }
 
 func BenchmarkUpdateClassFromHeaders(b *testing.B) {

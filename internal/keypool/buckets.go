@@ -29,7 +29,7 @@ const (
 type buckets struct {
 	limiter *ratelimit.TokenBucketLimiter
 	know    [limitKinds]knowledge
-	learned bool // headers have told a limit
+	told    [limitKinds]bool // by headers
 	// newest is, of each limit, the dispatch whose headers were merged last: what
 	// was dispatched before it is in the level already.
 	newest   [limitKinds]uint64
@@ -59,6 +59,9 @@ func newBuckets(now time.Time, limits ratelimit.Limits, class string) *buckets {
 	}
 	return b
 }
+
+// learned reports whether headers have told a limit.
+func (b *buckets) learned() bool { return b.told != [limitKinds]bool{} }
 
 // trial is how long a request must wait because others are finding out what the
 // owner admits: its limits, or whether a cool-down was long enough. Those that
@@ -102,7 +105,7 @@ func (b *buckets) merge(now time.Time, h *hold, seen rateHeaders) {
 			continue
 		}
 		*limit = kinds[i].limit
-		b.know[i], b.learned = known, true
+		b.know[i], b.told[i] = known, true
 	}
 	if next != limits {
 		b.limiter.SetLimitAt(now, next)

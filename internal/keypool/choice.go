@@ -106,14 +106,14 @@ func (p *KeyPool) homeOf(now time.Time, c *class, d *Demand) int {
 		return -1
 	}
 	at := p.homes.get(d.Conversation, now)
-	if at < 0 {
+	if at == nil {
 		return -1
 	}
-	if s := &c.slots[at]; s.dead() == "" && s.key.cool.wait(now) == 0 && !slices.Contains(d.Exclude, s.meta.ID) {
-		return at
+	if s := c.slots[at.index]; s.usable() && s.key.cool.wait(now) == 0 && !slices.Contains(d.Exclude, s.meta.ID) {
+		return at.index
 	}
-	for i := range c.slots {
-		if s := &c.slots[i]; s.key.scope == c.slots[at].key.scope && s.dead() == "" && !slices.Contains(d.Exclude, s.meta.ID) {
+	for i, s := range c.slots {
+		if s.key.scope == at.scope && s.usable() && !slices.Contains(d.Exclude, s.meta.ID) {
 			return i
 		}
 	}
@@ -147,8 +147,8 @@ func (p *KeyPool) look(now time.Time, c *class, d *Demand, own *waiter, home int
 
 // see views one key and reports whether it is free.
 func (p *KeyPool) see(now time.Time, c *class, i int, d *Demand, own *waiter, hits bool) bool {
-	s := &c.slots[i]
-	if len(d.Exclude) > 0 && slices.Contains(d.Exclude, s.meta.ID) {
+	s := c.slots[i]
+	if s.key.off || len(d.Exclude) > 0 && slices.Contains(d.Exclude, s.meta.ID) {
 		return false
 	}
 	bytes := 0
@@ -200,7 +200,7 @@ func (c *class) weigh(now time.Time) float64 {
 // view is how long the key must wait before it can serve the request, and its
 // headroom then.
 func (p *KeyPool) view(v *view, now time.Time, c *class, i, cachedBytes int, d *Demand, own *waiter) {
-	s := &c.slots[i]
+	s := c.slots[i]
 	b := s.buckets
 	*v = view{index: i, wait: s.barred(now), dead: s.dead() != ""}
 	levels := &p.levels
@@ -220,10 +220,7 @@ func (p *KeyPool) view(v *view, now time.Time, c *class, i, cachedBytes int, d *
 		input.Level -= t
 		ahead = r
 	}
-	want := v.uncached + min(marginInput, marginShare*input.Capacity)
-	if want > input.Capacity {
-		want = v.uncached
-	}
+	want := wantInput(input, v.uncached)
 	if input.Limit > 0 && want > input.Capacity {
 		want, v.capacity, v.oversized = input.Capacity, input.Capacity, true
 	}
@@ -245,6 +242,14 @@ func headroom(b *ratelimit.Buckets, requests, input, output float64) float64 {
 		least = s
 	}
 	return least
+}
+
+// wantInput is the level of the input bucket from which a prompt is admitted.
+func wantInput(input *ratelimit.Bucket, uncached float64) float64 {
+	if want := uncached + min(marginInput, marginShare*input.Capacity); want <= input.Capacity {
+		return want
+	}
+	return uncached
 }
 
 // wantOutput is the level of the output bucket from which a request is admitted.
@@ -313,7 +318,7 @@ func (p *KeyPool) selected(c *class) decision {
 		if v.wait > 0 || v.oversized {
 			continue
 		}
-		s := &c.slots[v.index]
+		s := c.slots[v.index]
 		s.meta.InFlight = s.inFlight
 		s.meta.Headroom = v.headroom
 		if len(offered) > 0 && s.meta.Priority > offered[0].Priority {
@@ -338,9 +343,8 @@ func (p *KeyPool) selected(c *class) decision {
 // refusal says how long this demand has to wait, and what is left to wait for.
 func (p *KeyPool) refusal(c *class, d *Demand, soonest *view) error {
 	e := &ExhaustedError{Provider: p.provider}
-	for i := range c.slots {
-		s := &c.slots[i]
-		if slices.Contains(d.Exclude, s.meta.ID) {
+	for _, s := range c.slots {
+		if s.key.off || slices.Contains(d.Exclude, s.meta.ID) {
 			continue
 		}
 		if why := s.dead(); why == "" {
@@ -352,7 +356,7 @@ func (p *KeyPool) refusal(c *class, d *Demand, soonest *view) error {
 	if e.Left > 0 {
 		e.Reason = ""
 	}
-	if soonest != nil { // nil: every key is excluded
+	if soonest != nil { // nil: every key is excluded or off
 		e.RetryAfter = soonest.wait
 	}
 	return e

@@ -151,6 +151,27 @@ func (c *Classes) Of(model string) string {
 	return ClassOf(model)
 }
 
+// Label is a class as the label of a metric: itself if it is of the table, of a rule or
+// no model's, and "other" where its name comes from a client: those have no end.
+func (c *Classes) Label(class string) string {
+	if slices.Contains(reserved, class) {
+		return class
+	}
+	for _, f := range families {
+		if f.class == class {
+			return class
+		}
+	}
+	if c != nil {
+		for _, r := range c.rules {
+			if r.class == class {
+				return class
+			}
+		}
+	}
+	return classOther
+}
+
 // Pattern is a model's name in which * stands for any characters: the texts
 // between them, in order.
 type Pattern []string

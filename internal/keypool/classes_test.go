@@ -117,3 +117,18 @@ func plainlyMatches(pattern, text string) bool {
 	}
 	return text != "" && text[0] == pattern[0] && plainlyMatches(pattern[1:], text[1:])
 }
+
+// Labels of metrics are a closed set, whatever models clients name.
+func TestLabels(t *testing.T) {
+	classes, err := keypool.NewClasses([]keypool.ClassRule{{Models: []string{"my-*"}, Class: "mine"}})
+	require.NoError(t, err)
+	for class, want := range map[string]string{
+		"opus-5": "opus-5", "haiku-3-5": "haiku-3-5", "count_tokens": "count_tokens", "models": "models", "": "", "other": "other",
+		"mine": "mine", "my-model": "other", "gpt-9": "other", "claude-opus-5": "other",
+	} {
+		assert.Equal(t, want, classes.Label(class), "label of class %q", class)
+	}
+	var table *keypool.Classes
+	assert.Equal(t, "opus-5", table.Label("opus-5"))
+	assert.Equal(t, "other", table.Label("mine"))
+}

@@ -16,8 +16,7 @@ func InnerOf(p *KeyPool) Inner {
 	in := Inner{Waiting: p.waiting, WaitingBytes: p.waitingBytes}
 	for _, c := range p.classes {
 		seen := map[*buckets]bool{}
-		for i := range c.slots {
-			s := &c.slots[i]
+		for s := range c.all() {
 			in.InFlight += s.inFlight
 			in.Held += s.held.Input + s.held.Output
 			if b := s.buckets; !seen[b] {

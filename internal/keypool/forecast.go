@@ -21,8 +21,8 @@ func (p *KeyPool) Forecast(now time.Time, d Demand) Forecast {
 	cached := 0
 	if !p.affinityOff && len(d.Prefix) > 0 {
 		p.prefixes.fill(p.hits, d.Prefix, d.least, now)
-		for i := range c.slots {
-			if s := &c.slots[i]; s.dead() == "" {
+		for _, s := range c.slots {
+			if s.usable() {
 				cached = max(cached, p.hits[s.key.scope])
 			}
 		}

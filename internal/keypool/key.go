@@ -104,6 +104,7 @@ const (
 	StateAvailable State = "available" // can serve one request now
 	StateExhausted State = "exhausted" // a bucket is empty and refilling
 	StateCooling   State = "cooling"   // told to wait by the provider
+	StateOff       State = "off"       // taken out by the operator, see KeyPool.Disable
 	StateDead      State = "dead"      // refused as a credential, out of credit, or not granted; probed now and then
 )
 
@@ -129,6 +130,7 @@ type KeyMetadata struct {
 	Limits    ratelimit.Limits // per minute; 0 = no limit known
 	Remaining ratelimit.Limits // levels now, rounded down, negative while in debt; 0 where no limit is known
 	InFlight  int              // requests acquired with this key and not settled
+	Reserved  ratelimit.Tokens // what they hold: input of their prompts, output that they are expected to produce yet or have reserved
 	Headroom  float64          // smallest (level − demand)/limit over the buckets; of unknown limits 0.5 − 0.2 for each request its organization has in flight
 
 	// When the provider's buckets are full again, by their last headers; zero where unknown.

@@ -2,6 +2,7 @@ package keypool
 
 import (
 	"net/http"
+	"slices"
 	"time"
 
 	"cc-relay/internal/ratelimit"
@@ -80,6 +81,9 @@ func (l Lease) OwnerKeys() []string {
 			ids = append(ids, k.id)
 		}
 	}
+	if l.key.gone && !slices.Contains(ids, l.key.id) {
+		ids = append(ids, l.key.id)
+	}
 	return ids
 }
 
@@ -156,6 +160,9 @@ func (l Lease) AnsweredAt(now time.Time, status int, header http.Header) {
 
 // cached notes what the provider keeps of a prompt that it has begun to answer.
 func (p *KeyPool) cached(h *hold) {
+	if h.slot.key.gone { // others may have its scope now
+		return
+	}
 	scope := h.slot.key.scope
 	if h.read != 0 {
 		p.prefixes.read(h.read, scope, h.at)
@@ -290,6 +297,9 @@ func (p *KeyPool) endLocked(h *hold) {
 	h.slot.inFlight--
 	h.slot.held.Input -= h.held.Input
 	h.slot.held.Output -= h.held.Output
+	if h.slot.key.gone && h.slot.inFlight == 0 {
+		h.class.gone = slices.DeleteFunc(h.class.gone, func(s *slot) bool { return s == h.slot })
+	}
 	*h = hold{generation: h.generation + 1}
 	p.free = append(p.free, h)
 }

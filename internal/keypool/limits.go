@@ -33,7 +33,7 @@ func (p *KeyPool) ClassLimits(class string) PoolLimits {
 	counted := 0
 	for i := range c.slots {
 		b := c.slots[i].buckets
-		if c.slots[i].dead() != "" || c.countedBefore(i) {
+		if !c.slots[i].usable() || c.countedBefore(i) {
 			continue
 		}
 		counted++
@@ -57,7 +57,7 @@ func (p *KeyPool) ClassLimits(class string) PoolLimits {
 // countedBefore reports whether a usable key before this one has the same buckets.
 func (c *class) countedBefore(i int) bool {
 	for j := range c.slots[:i] {
-		if c.slots[j].buckets == c.slots[i].buckets && c.slots[j].dead() == "" {
+		if c.slots[j].buckets == c.slots[i].buckets && c.slots[j].usable() {
 			return true
 		}
 	}

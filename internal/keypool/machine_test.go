@@ -26,8 +26,12 @@ type machine struct {
 	now  func() time.Time     // by the pool's clock
 
 	honest  bool // providers do as they say, and the pool has been told their limits
-	waiting []*waiting
-	flying  []*flight
+	grouped bool // the pool knows from the start which keys are of one organization
+
+	keys     []keypool.KeyConfig
+	mayServe func(id string) bool // nil: every key may
+	waiting  []*waiting
+	flying   []*flight
 }
 
 // waiting is a request that the pool lets wait, until due.
@@ -73,6 +77,7 @@ func newMachine(t *rapid.T, honest bool) *machine {
 			k.Organization = ""
 		}
 		cfg.Keys = append(cfg.Keys, k)
+		m.keys = append(m.keys, k)
 		m.ids = append(m.ids, k.ID())
 		m.of[k.ID()] = at
 	}
@@ -111,6 +116,9 @@ func (m *machine) step(t *rapid.T, w *waiting) {
 		w.due = now.Add(wait)
 		m.waiting = append(m.waiting, w)
 	default:
+		if m.mayServe != nil && !m.mayServe(lease.KeyID()) {
+			t.Fatalf("key %s was chosen though it is removed or off", lease.KeyID())
+		}
 		if slices.Contains(w.demand.Exclude, lease.KeyID()) {
 			t.Fatalf("key %s was chosen though it is excluded", lease.KeyID())
 		}

@@ -36,6 +36,10 @@ func organizationOf(h http.Header) string {
 // Source: https://platform.claude.com/docs/en/api/rate-limits (limits are set per
 // organization).
 func (p *KeyPool) joinLocked(now time.Time, k *key, id, workspace string) *key {
+	if k.gone {
+		return nil
+	}
+	k.told = k.told || id != ""
 	if (id == "" || id == k.owner.id) && (workspace == "" || workspace == k.workspace) {
 		return nil
 	}
@@ -81,13 +85,16 @@ func (p *KeyPool) keyOf(id string) *key {
 func (p *KeyPool) mergeLocked(now time.Time, from *owner, into *key) {
 	for _, c := range p.classes {
 		a, b := c.slots[into.index].buckets, c.bucketsOf(from)
-		if b.learned && !a.learned { // what headers said goes before what was configured
+		if b.learned() && !a.learned() { // what headers said goes before what was configured
 			a, b = b, a
 		}
 		a.absorb(now, b)
-		for i := range c.slots {
-			if s := &c.slots[i]; s.buckets == b {
+		for s := range c.all() {
+			if s.buckets == b {
 				s.buckets = a
+			}
+			if s.key.gone && s.key.owner == from {
+				s.key.owner = into.owner
 			}
 		}
 		c.weights = nil
@@ -106,6 +113,7 @@ func (b *buckets) absorb(now time.Time, other *buckets) {
 	b.limiter.AbsorbAt(now, other.limiter)
 	b.cool.join(other.cool)
 	for i := range b.know {
+		b.told[i] = b.told[i] || b.know[i] != known && other.told[i]
 		b.know[i] = max(b.know[i], other.know[i])
 		b.newest[i] = min(b.newest[i], other.newest[i])
 	}
@@ -130,11 +138,11 @@ func (b *buckets) absorb(now time.Time, other *buckets) {
 	b.wakeNext()
 }
 
-// bucketsOf returns the owner's buckets; it has a key.
+// bucketsOf returns the owner's buckets, nil where no key of it has any yet.
 func (c *class) bucketsOf(o *owner) *buckets {
-	for i := range c.slots {
-		if c.slots[i].key.owner == o {
-			return c.slots[i].buckets
+	for _, s := range c.slots {
+		if s != nil && s.buckets != nil && s.key.owner == o {
+			return s.buckets
 		}
 	}
 	return nil
@@ -145,7 +153,7 @@ func (c *class) bucketsOf(o *owner) *buckets {
 func (p *KeyPool) moveLocked(now time.Time, k *key, to *owner, sibling *key) {
 	k.owner = to
 	for _, c := range p.classes {
-		s := &c.slots[k.index]
+		s := c.slots[k.index]
 		target := newBuckets(now, to.limitsFor(c.name), c.name)
 		if sibling != nil {
 			target = c.slots[sibling.index].buckets

@@ -30,7 +30,7 @@ var ErrKeyNotFound = errors.New("keypool: key not found")
 type ExhaustedError struct {
 	Provider   string
 	RetryAfter time.Duration // until the first key that Demand does not exclude; of dead keys, until the next probe
-	Left       int           // keys neither excluded nor dead; 0: waiting for RetryAfter helps nobody
+	Left       int           // keys neither excluded nor dead nor off; 0: waiting for RetryAfter helps nobody
 	Reason     Reason        // why the keys are dead, where one is and none is left; ReasonSpent goes before the others
 }
 
@@ -47,6 +47,7 @@ type Demand struct {
 	Model        string    // as asked for; tells how short a prompt may be to be cached
 	Client       string    // who asks: clients take turns where requests wait
 	Bytes        int       // of the whole prompt; its tokens are estimated from it
+	Tokens       int       // of the whole prompt, for Preview alone: instead of Bytes where above 0
 	MaxTokens    int       // the request's max_tokens; 0 = unknown
 	Conversation uint64    // identity of the conversation, scoped by client; 0 = none, no home
 	Prefix       []Mark    // where the prompt may be found in a cache, longest first; none = it asks for no caching
@@ -55,6 +56,9 @@ type Demand struct {
 	// OnlyHome: refuse rather than wait for a key where nothing of the prompt is
 	// cached, because another provider may serve at once.
 	OnlyHome bool
+	// Account, where not nil, is filled with how the choice was made. While the
+	// request waits it is made again; what is there when Acquire returns is the last.
+	Account *Account
 
 	bare  bool // one request and nothing else: GetKey's
 	least int  // bytes a prompt must have for the provider to cache it
@@ -65,18 +69,19 @@ type Demand struct {
 type KeyPool struct {
 	provider string
 	log      zerolog.Logger
-	keys     []*key // configured order; the slice never changes
-	byID     map[string]*key
-
-	maxWait     time.Duration
-	affinityOff bool
-	sampled     bool // there are too many keys to look at all of them
 
 	mu           sync.RWMutex
-	selector     KeySelector       // guarded by mu, as all that follows
+	keys         []*key // configured order; guarded by mu, as all that follows
+	byID         map[string]*key
+	maxWait      time.Duration
+	affinityOff  bool
+	sampled      bool // there are too many keys to look at all of them
+	applied      int  // configurations so far
+	selector     KeySelector
 	classes      map[string]*class // never more than maxClasses
 	homes        *homes
 	prefixes     *prefixes
+	retired      []int  // scopes of which something may still be known, though no key has them
 	seq          uint64 // of dispatches
 	order        uint64 // of arrivals in queues
 	waiting      int    // requests in queues
@@ -96,47 +101,20 @@ type KeyPool struct {
 // need no special case. Errors: an unknown strategy, a key listed twice, a
 // negative limit, a priority, weight or max_wait out of range.
 func NewKeyPool(provider string, cfg PoolConfig) (*KeyPool, error) {
-	selector, err := NewSelector(cfg.Strategy)
+	next, err := newSettings(provider, cfg)
 	if err != nil {
 		return nil, err
 	}
-	keys, err := newKeys(cfg.Keys)
-	if err != nil {
-		return nil, fmt.Errorf("keypool: provider %s: %w", provider, err)
-	}
-	maxWait, err := cfg.wait()
-	if err != nil {
-		return nil, fmt.Errorf("keypool: provider %s: %w", provider, err)
-	}
-	affine, err := cfg.affine()
-	if err != nil {
-		return nil, fmt.Errorf("keypool: provider %s: %w", provider, err)
-	}
 	p := &KeyPool{
-		provider:    provider,
-		log:         cfg.Logger.With().Str("provider", provider).Logger(),
-		keys:        keys,
-		byID:        make(map[string]*key, len(keys)),
-		maxWait:     maxWait,
-		affinityOff: !affine,
-		sampled:     len(keys) > sampleFrom && selector.Name() == StrategyLeastLoaded,
-		selector:    selector,
-		classes:     make(map[string]*class),
-		homes:       newHomes(),
-		prefixes:    newPrefixes(),
-		candidates:  make([]*KeyMetadata, 0, len(keys)),
-		views:       make([]view, 0, len(keys)),
-		hits:        make([]int, len(keys)),
+		provider: provider,
+		log:      cfg.Logger.With().Str("provider", provider).Logger(),
+		classes:  make(map[string]*class),
+		homes:    newHomes(),
+		prefixes: newPrefixes(),
 	}
-	for i, k := range keys {
-		p.byID[k.id] = k
-		k.scope = i
-		p.sampled = p.sampled && k.priority == keys[0].priority
-	}
-	for _, k := range keys { // of one configured organization
-		p.rescopeLocked(k)
-	}
-	p.classLocked(ClassAny, time.Now())
+	now := time.Now()
+	p.classLocked(ClassAny, now)
+	p.applyLocked(now, next)
 	return p, nil
 }
 
@@ -150,10 +128,10 @@ func (p *KeyPool) GetKey(ctx context.Context) (keyID, apiKey string, err error) 
 	now := time.Now()
 	p.mu.Lock()
 	c := p.classLocked(ClassAny, now)
-	dec := p.decide(now, c, &Demand{bare: true, Arrived: now.Add(-p.maxWait)}, nil)
+	dec := p.decide(now, c, &Demand{bare: true, Arrived: now.Add(-LongestMaxWait)}, nil)
 	var s *slot
 	if dec.err == nil {
-		s = &c.slots[dec.view.index]
+		s = c.slots[dec.view.index]
 		s.buckets.limiter.AllowAt(now, ratelimit.Tokens{}) // decide has seen that there is room
 		s.buckets.limiter.SettleAt(now, ratelimit.Tokens{}, ratelimit.Tokens{})
 		s.probe(now)
@@ -167,8 +145,8 @@ func (p *KeyPool) GetKey(ctx context.Context) (keyID, apiKey string, err error) 
 		}
 		return "", "", dec.err
 	}
-	p.logChoice(s.meta.ID, ClassAny)
-	return s.meta.ID, p.keys[s.meta.Index].secret.Reveal(), nil
+	p.logChoice(s.key.id, ClassAny)
+	return s.key.id, s.key.secret.Reveal(), nil
 }
 
 // Acquire takes one request and holds the demand's tokens on the best key until
@@ -223,7 +201,10 @@ func (p *KeyPool) AcquireAt(now time.Time, demand Demand, turn *Turn) (Lease, ti
 		queue = turn.w.slot.buckets
 	}
 	dec := p.decide(now, c, &demand, turn.w)
-	s := &c.slots[dec.view.index]
+	s := c.slots[dec.view.index]
+	if demand.Account != nil {
+		p.account(now, c, &demand, &dec, turn.w, demand.Account)
+	}
 	if dec.wait > 0 {
 		if p.waitLocked(c, s, &demand, dec.view, turn) {
 			if queue != nil && queue != s.buckets {
@@ -232,6 +213,9 @@ func (p *KeyPool) AcquireAt(now time.Time, demand Demand, turn *Turn) (Lease, ti
 			return Lease{}, dec.wait, nil
 		}
 		dec.err = p.refusal(c, &demand, &dec.view)
+		if demand.Account != nil {
+			demand.Account.refuse(dec.err)
+		}
 	}
 	p.leaveLocked(turn, dec.err == nil && queue == s.buckets)
 	var lease Lease
@@ -300,7 +284,7 @@ func (p *KeyPool) settleIn(now time.Time, c *class, s *slot, d *Demand, v *view,
 	if p.affinityOff || len(d.Prefix) == 0 {
 		return
 	}
-	at := home{key: s.meta.Index, used: now, life: cacheLife}
+	at := home{key: s.key, used: now, life: cacheLife}
 	n := 0
 	for i := range d.Prefix {
 		m := &d.Prefix[i]
@@ -327,15 +311,18 @@ func (c *class) leastCached(model string) int {
 
 // GetEarliestResetTime is how long until some key can serve one request of class
 // "" again, over cool-downs and buckets; 0 when one can now, and with only dead
-// keys the time to the next probe.
+// keys the time to the next probe. Keys that are off do not count; where all are, it is
+// an hour: nobody knows.
 func (p *KeyPool) GetEarliestResetTime() time.Duration {
 	now := time.Now()
 	p.mu.RLock()
 	defer p.mu.RUnlock()
 	c := p.classes[ClassAny]
 	earliest, probe := never, never
-	for i := range c.slots {
-		s := &c.slots[i]
+	for _, s := range c.slots {
+		if s.key.off {
+			continue
+		}
 		wait := s.wait(now, s.buckets.limiter.UsageAt(now))
 		if s.dead() != "" && wait > 0 {
 			probe = min(probe, wait)
@@ -344,7 +331,10 @@ func (p *KeyPool) GetEarliestResetTime() time.Duration {
 		}
 	}
 	if earliest == never {
-		return probe
+		earliest = probe
+	}
+	if earliest == never {
+		return longPause
 	}
 	return earliest
 }
@@ -429,7 +419,7 @@ func (p *KeyPool) logCooling(keyID, class string, cooling time.Duration) {
 
 // Release lets a key serve again: it ends what keeps it out, cool-downs of its
 // organization included, for all classes. What the provider says next counts as
-// ever. Error: ErrKeyNotFound.
+// ever. A key that is off stays off. Error: ErrKeyNotFound.
 func (p *KeyPool) Release(keyID string) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -439,7 +429,7 @@ func (p *KeyPool) Release(keyID string) error {
 	}
 	k.dead, k.cool = outage{}, coolDown{}
 	for _, c := range p.classes {
-		s := &c.slots[k.index]
+		s := c.slots[k.index]
 		s.blocked, s.forbade = outage{}, false
 		s.buckets.cool.lift()
 		s.buckets.wakeNext()
@@ -474,7 +464,7 @@ func (p *KeyPool) MarkKeyForbidden(keyID, class, client string, account bool) {
 	k, ok := p.byID[keyID]
 	news := false
 	if ok {
-		s := &p.classLocked(class, now).slots[k.index]
+		s := p.classLocked(class, now).slots[k.index]
 		second := s.forbade && s.forbadeClient != client
 		s.forbade, s.forbadeClient = true, client
 		if account || second || s.blocked.active() {

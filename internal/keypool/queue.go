@@ -68,7 +68,7 @@ func (p *KeyPool) waitLocked(c *class, s *slot, d *Demand, v view, turn *Turn) b
 		return true
 	}
 	p.leaveLocked(turn, false)
-	if p.waiting >= maxWaiting || p.waitingBytes+d.Bytes > maxWaitingBytes {
+	if p.fullLocked(d) {
 		return false
 	}
 	p.order++
@@ -79,6 +79,11 @@ func (p *KeyPool) waitLocked(c *class, s *slot, d *Demand, v view, turn *Turn) b
 	p.waitingBytes += w.bytes
 	c.waiting++
 	return true
+}
+
+// fullLocked reports whether the queues have no room for the request.
+func (p *KeyPool) fullLocked(d *Demand) bool {
+	return p.waiting >= maxWaiting || p.waitingBytes+d.Bytes > maxWaitingBytes
 }
 
 func (b *buckets) enqueue(w *waiter) {
@@ -152,8 +157,13 @@ func (b *buckets) wakeNext() {
 	if next == nil {
 		return
 	}
+	next.rouse()
+}
+
+// rouse has the request look again before its time.
+func (w *waiter) rouse() {
 	select {
-	case next.wake <- struct{}{}:
+	case w.wake <- struct{}{}:
 	default: // it is awake already
 	}
 }

@@ -148,7 +148,7 @@ func (r *restoring) buckets(b *buckets, s OwnerSnapshot, limits ratelimit.Limits
 	}{{&s.Requests, &limits.RPM}, {&s.Input, &limits.ITPM}, {&s.Output, &limits.OTPM}} {
 		if kind.saved.Limit > 0 {
 			*kind.limit = min(kind.saved.Limit, maxRestored)
-			b.know[i], b.learned = known, true
+			b.know[i], b.told[i] = known, true
 		} else if kind.saved.Absent && *kind.limit == 0 {
 			b.know[i] = absent
 		}
@@ -171,7 +171,7 @@ func (r *restoring) homes(s Snapshot) {
 			continue
 		}
 		if k, ok := r.pool.byID[s.Keys[h.Key].ID]; ok {
-			r.pool.homes.set(h.Conversation, home{key: k.index, used: r.time(h.Used, 0), life: lifeOf(h.Life)})
+			r.pool.homes.set(h.Conversation, home{key: k, used: r.time(h.Used, 0), life: lifeOf(h.Life)})
 		}
 	}
 }

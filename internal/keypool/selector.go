@@ -31,8 +31,8 @@ var errNothingOffered = errors.New("keypool: selector was offered no key")
 
 // selectors is the table of strategies: a new one is a type and a line here.
 var selectors = map[string]func() KeySelector{
-	StrategyLeastLoaded: func() KeySelector { return &leastLoaded{last: -1} },
-	StrategyRoundRobin:  func() KeySelector { return &roundRobin{last: -1} },
+	StrategyLeastLoaded: func() KeySelector { return &leastLoaded{turns{last: -1}} },
+	StrategyRoundRobin:  func() KeySelector { return &roundRobin{turns{last: -1}} },
 	StrategyRandom:      func() KeySelector { return random{} },
 	StrategyWeighted:    func() KeySelector { return weighted{} },
 }
@@ -59,10 +59,18 @@ func NewSelector(strategy string) (KeySelector, error) {
 	return build(), nil
 }
 
+// turns is a cursor over the configured keys.
+type turns struct{ last int } // Index of the key chosen last; -1 at first
+
+func (t *turns) cursor() *int { return &t.last }
+
+// turning are the selectors that remember whose turn it was: all they remember.
+type turning interface{ cursor() *int }
+
 // leastLoaded takes the key with the most headroom: the largest min over its
 // buckets of (level − demand)/limit, so that unlike keys drain together and the
 // scarcest bucket decides. Equals take turns.
-type leastLoaded struct{ last int } // Index of the key chosen last; -1 at first
+type leastLoaded struct{ turns }
 
 func (*leastLoaded) Name() string { return StrategyLeastLoaded }
 
@@ -90,7 +98,7 @@ func inTurn(a, b, last int) bool {
 
 // roundRobin gives each key its turn. Its cursor runs over the configured keys,
 // so that a key that cannot serve for a while does not shift the others' turns.
-type roundRobin struct{ last int } // Index of the key chosen last; -1 at first
+type roundRobin struct{ turns }
 
 func (*roundRobin) Name() string { return StrategyRoundRobin }
 

@@ -99,8 +99,11 @@ func (p *KeyPool) Snapshot() Snapshot { return p.SnapshotAt(time.Now()) }
 func (p *KeyPool) SnapshotAt(now time.Time) Snapshot {
 	p.mu.RLock()
 	s := Snapshot{At: now.UnixMilli()}
+	applied := p.applied
+	places := make(map[*key]int, len(p.keys))
 	scopes := make(map[int]int) // as in the snapshot: the first key's index
 	for i, k := range p.keys {
+		places[k] = i
 		if _, ok := scopes[k.scope]; !ok {
 			scopes[k.scope] = i
 		}
@@ -115,14 +118,15 @@ func (p *KeyPool) SnapshotAt(now time.Time) Snapshot {
 	conversations, prompts := p.homes.lru.Keys(), p.prefixes.lru.Keys()
 	p.mu.RUnlock()
 	s.Homes = chunked(p, conversations, func(into []HomeSnapshot, id uint64) []HomeSnapshot {
-		if at, ok := p.homes.lru.Peek(id); ok && now.Sub(at.used) <= at.life {
-			into = append(into, HomeSnapshot{id, at.key, at.used.UnixMilli(), at.life.Milliseconds()})
+		at, ok := p.homes.lru.Peek(id)
+		if place, here := places[at.key]; ok && here && now.Sub(at.used) <= at.life {
+			into = append(into, HomeSnapshot{id, place, at.used.UnixMilli(), at.life.Milliseconds()})
 		}
 		return into
 	})
 	s.Prefixes = chunked(p, prompts, func(into []PrefixSnapshot, hash uint64) []PrefixSnapshot {
 		at, ok := p.prefixes.lru.Peek(hash)
-		for i := 0; ok && i < len(at.places); i++ {
+		for i := 0; ok && p.applied == applied && i < len(at.places); i++ { // a reload may give a scope to another key
 			place := &at.places[i]
 			if scope, ok := scopes[place.scope]; ok && place.lives(now) {
 				into = addPlace(into, PrefixSnapshot{hash, scope, place.expires.UnixMilli(), place.life.Milliseconds()})
@@ -169,8 +173,7 @@ func addPlace(all []PrefixSnapshot, one PrefixSnapshot) []PrefixSnapshot {
 func (c *class) snapshot(now time.Time) ClassSnapshot {
 	s := ClassSnapshot{Name: c.name, Ratio: c.ratio, Output: c.output, Reserve: c.reserve}
 	seen := make(map[*buckets]int)
-	for i := range c.slots {
-		slot := &c.slots[i]
+	for _, slot := range c.slots {
 		if slot.blocked.active() {
 			if s.Blocked == nil {
 				s.Blocked = make(map[string]OutageSnapshot)

@@ -2,6 +2,7 @@ package keypool
 
 import (
 	"fmt"
+	"iter"
 	"math"
 	"time"
 
@@ -16,16 +17,25 @@ const maxClasses = 256
 // maxWeight bounds a key's weight, so that sums of weights cannot overflow.
 const maxWeight = 1000
 
-// key is one credential. Its buckets hang on its owner.
+// key is one credential. Its buckets hang on its owner. It stays the same one as long
+// as it is configured.
 type key struct {
-	id       string
-	index    int
-	secret   secret.Value
-	limits   ratelimit.Limits // configured, where each class starts
-	priority int
-	weight   int
+	id     string
+	secret secret.Value
 
-	owner     *owner // guarded by KeyPool.mu, as what follows
+	// What the configuration says. Guarded by KeyPool.mu, as all that follows.
+	index        int
+	limits       ratelimit.Limits // where each class starts
+	priority     int
+	weight       int
+	organization string // the operator's name for it; "" = none
+
+	since int  // number of the configuration that brought it
+	gone  bool // not configured any more: serves what is in flight and nothing else
+	off   bool // the operator has taken it out
+
+	owner     *owner
+	told      bool   // an answer has named the organization
 	workspace string // the provider's id of it; "" until an answer has told
 	scope     int    // of the prompt cache that the key's requests fill
 	dead      outage
@@ -35,7 +45,8 @@ type key struct {
 // class is one model class in one pool: a slot for each key, in configured order.
 type class struct {
 	name     string
-	slots    []slot
+	slots    []*slot
+	gone     []*slot   // of keys that were removed while requests are in flight
 	inFlight int       // leases not settled
 	waiting  int       // requests in queues
 	used     time.Time // last choice
@@ -52,7 +63,7 @@ type class struct {
 	weight    float64   // their sum
 }
 
-// slot is one key for one class.
+// slot is one key for one class, and stays the same one as long as either is there.
 type slot struct {
 	meta          KeyMetadata
 	buckets       *buckets
@@ -65,15 +76,16 @@ type slot struct {
 	forbadeClient string // whose
 }
 
+// newKeys are the keys of a configuration, each with an owner of its own.
 func newKeys(configs []KeyConfig) ([]*key, error) {
 	if len(configs) == 0 {
 		return []*key{{id: "keyless", priority: PriorityNormal, weight: 1, owner: &owner{}}}, nil
 	}
 	keys := make([]*key, 0, len(configs))
 	seen := make(map[string]int, len(configs))
-	owners := make(map[string]*owner)
+	organizations := make(map[string]*owner)
 	for i, c := range configs {
-		k, err := newKey(i, c)
+		k, err := newKey(c)
 		if err != nil {
 			return nil, fmt.Errorf("keys[%d]: %w", i, err)
 		}
@@ -81,20 +93,20 @@ func newKeys(configs []KeyConfig) ([]*key, error) {
 			return nil, fmt.Errorf("keys[%d] is the same key as keys[%d]; list a key once", i, first)
 		}
 		seen[k.id] = i
-		if o, ok := owners[c.Organization]; ok && c.Organization != "" {
+		if o, ok := organizations[c.Organization]; ok && c.Organization != "" {
 			if err := o.share(k.limits); err != nil {
 				return nil, fmt.Errorf("keys[%d]: organization %s: %w", i, c.Organization, err)
 			}
-			k.owner = o
+		} else {
+			organizations[c.Organization] = &owner{limits: k.limits}
 		}
-		owners[c.Organization] = k.owner
 		keys = append(keys, k)
 	}
 	return keys, nil
 }
 
-func newKey(index int, c KeyConfig) (*key, error) {
-	k := &key{id: c.ID(), index: index, secret: c.Key, priority: PriorityNormal, weight: 1,
+func newKey(c KeyConfig) (*key, error) {
+	k := &key{id: c.ID(), secret: c.Key, priority: PriorityNormal, weight: 1, organization: c.Organization,
 		limits: ratelimit.Limits{RPM: c.RPMLimit, ITPM: c.ITPMLimit, OTPM: c.OTPMLimit}}
 	if c.Priority != nil {
 		k.priority = *c.Priority
@@ -147,7 +159,7 @@ func (s *slot) learn(now time.Time, seen rateHeaders) {
 	for i, limit := range []*int{&changed.RPM, &changed.ITPM, &changed.OTPM} {
 		if t := [limitKinds]triple{seen.requests, seen.input, seen.output}[i]; t.limit != unseen {
 			*limit = t.limit
-			b.know[i], b.learned = known, true
+			b.know[i], b.told[i] = known, true
 		}
 	}
 	if changed != limits {
@@ -179,6 +191,7 @@ func (s *slot) view(now time.Time) KeyMetadata {
 	m.Limits = u.Limits
 	m.Remaining = ratelimit.Limits{RPM: floor(u.Requests), ITPM: floor(u.Input), OTPM: floor(u.Output)}
 	m.InFlight = s.inFlight
+	m.Reserved = s.reserved()
 	b := s.buckets.limiter.BucketsAt(now)
 	m.Headroom = headroom(&b, 1, 0, s.buckets.reserved)
 	m.State, m.Until, m.Reason = s.state(now, u)
@@ -193,7 +206,18 @@ func (s *slot) dead() Reason {
 	return s.blocked.reason
 }
 
+// usable reports whether the key may serve the slot's class, now or once it has refilled.
+func (s *slot) usable() bool { return !s.key.off && s.dead() == "" }
+
+// reserved is what the key's requests in flight hold of its buckets.
+func (s *slot) reserved() ratelimit.Tokens {
+	return ratelimit.Tokens{Input: s.held.Input, Output: max(s.held.Output, int(s.outstanding))}
+}
+
 func (s *slot) state(now time.Time, u ratelimit.Usage) (State, time.Time, Reason) {
+	if s.key.off {
+		return StateOff, time.Time{}, ""
+	}
 	if s.key.dead.active() {
 		return StateDead, s.key.dead.next, s.key.dead.reason
 	}
@@ -217,36 +241,84 @@ func (p *KeyPool) classLocked(name string, now time.Time) *class {
 		c.used = now
 		return c
 	}
-	if len(p.classes) >= maxClasses && !p.forgetClassLocked() {
-		return p.classLocked(ClassAny, now) // every class is busy: share one
-	}
-	c := &class{name: name, slots: make([]slot, len(p.keys)), used: now, ratio: firstRatio, output: firstOutput}
-	for i, k := range p.keys {
-		c.slots[i] = slot{
-			meta: KeyMetadata{ID: k.id, Class: name, Index: i, Priority: k.priority, Weight: k.weight},
-			key:  k,
+	if len(p.classes) >= maxClasses {
+		idle := p.idleClass()
+		if idle == nil {
+			return p.classLocked(ClassAny, now) // every class is busy: share one
 		}
-		if c.slots[i].buckets = c.bucketsOf(k.owner); c.slots[i].buckets == nil {
-			c.slots[i].buckets = newBuckets(now, k.owner.limitsFor(name), name)
-		}
+		delete(p.classes, idle.name)
 	}
+	c := p.newClass(name, now)
 	p.classes[name] = c
 	return c
 }
 
-// forgetClassLocked drops the class that was idle longest. It reports whether there was one.
-func (p *KeyPool) forgetClassLocked() bool {
+func (p *KeyPool) newClass(name string, now time.Time) *class {
+	c := &class{name: name, used: now, ratio: firstRatio, output: firstOutput}
+	c.arrange(now, p.keys)
+	return c
+}
+
+// arrange gives the class the slots of these keys, in their order, and makes those
+// that it does not have.
+func (c *class) arrange(now time.Time, keys []*key) {
+	have := make(map[*key]*slot, len(c.slots))
+	for _, s := range c.slots {
+		have[s.key] = s
+	}
+	missing := 0
+	for _, k := range keys {
+		if have[k] == nil {
+			missing++
+		}
+	}
+	fresh := make([]slot, missing) // side by side: a choice reads them all
+	c.slots = make([]*slot, len(keys))
+	for i, k := range keys {
+		s := have[k]
+		if s == nil {
+			s, fresh = &fresh[0], fresh[1:]
+			s.key, s.meta.ID, s.meta.Class = k, k.id, c.name
+		}
+		s.meta.Index, s.meta.Priority, s.meta.Weight = i, k.priority, k.weight
+		c.slots[i] = s
+	}
+	for _, s := range c.slots {
+		if s.buckets != nil {
+			continue
+		}
+		if s.buckets = c.bucketsOf(s.key.owner); s.buckets == nil {
+			s.buckets = newBuckets(now, s.key.owner.limitsFor(c.name), c.name)
+		}
+	}
+	c.weights = nil
+}
+
+// all are the slots of the configured keys, and those that still have requests in flight.
+func (c *class) all() iter.Seq[*slot] {
+	return func(yield func(*slot) bool) {
+		for _, s := range c.slots {
+			if !yield(s) {
+				return
+			}
+		}
+		for _, s := range c.gone {
+			if !yield(s) {
+				return
+			}
+		}
+	}
+}
+
+// idleClass is the class that was idle longest, nil if none is.
+func (p *KeyPool) idleClass() *class {
 	var oldest *class
 	for _, c := range p.classes {
 		if c.name != ClassAny && c.inFlight == 0 && c.waiting == 0 && (oldest == nil || c.used.Before(oldest.used)) {
 			oldest = c
 		}
 	}
-	if oldest == nil {
-		return false
-	}
-	delete(p.classes, oldest.name)
-	return true
+	return oldest
 }
 
 // turn records the outcome of a choice and reports whether the class has just run dry.

@@ -13,20 +13,20 @@ type PoolStats struct {
 	Provider string
 	Strategy string
 	// Keys by state for the class-less methods; they add up to Total.
-	Total, Available, Exhausted, Cooling, Dead int
+	Total, Available, Exhausted, Cooling, Dead, Off int
 	// Classes in alphabetical order, "" first.
 	Classes []ClassStats
 }
 
 // ClassStats is one model class in a pool. Sums count each owner once, and those
-// of limits and levels leave out dead keys. A key that knows no limit of a kind
+// of limits and levels leave out keys that are dead or off. A key that knows no limit of a kind
 // adds nothing to that kind's sum: the pool's own limit is then unknown, too.
 type ClassStats struct {
 	Class     string
 	Limits    ratelimit.Limits // sums, per minute
 	Remaining ratelimit.Limits // sums of the levels now
-	InFlight  int
-	Keys      []KeyMetadata // configured order
+	InFlight  int              // also of keys that were removed meanwhile
+	Keys      []KeyMetadata    // configured order
 }
 
 // GetStats returns the state of every key and class. It shares the pool's lock
@@ -50,20 +50,20 @@ func (p *KeyPool) GetStats() PoolStats {
 			stats.Cooling++
 		case StateDead:
 			stats.Dead++
+		case StateOff:
+			stats.Off++
 		}
 	}
 	return stats
 }
 
 func (c *class) stats(now time.Time) ClassStats {
-	cs := ClassStats{Class: c.name, Keys: make([]KeyMetadata, len(c.slots))}
+	cs := ClassStats{Class: c.name, InFlight: c.inFlight, Keys: make([]KeyMetadata, len(c.slots))}
 	counted := make(map[*buckets]bool, len(c.slots))
-	for i := range c.slots {
-		s := &c.slots[i]
+	for i, s := range c.slots {
 		m := s.view(now)
 		cs.Keys[i] = m
-		cs.InFlight += m.InFlight
-		if m.State == StateDead || counted[s.buckets] {
+		if m.State == StateDead || m.State == StateOff || counted[s.buckets] {
 			continue
 		}
 		counted[s.buckets] = true
