@@ -107,6 +107,7 @@ type Breaker struct {
 	generation uint64           // of the samples that count
 	failures   int              // in a row; gate forgets those that leave the window
 	tripped    gobreaker.Counts // when gate last opened by its samples
+	passed     tally            // since then, while it is not closed
 
 	openFor time.Duration // this time, or last time
 	until   time.Time     // nobody is let in: the end of the open time or of the probe's place
@@ -207,7 +208,8 @@ type Status struct {
 	Forced   bool    // State is an operator's
 	Failures float64 // share of the samples, 0 to 1; 0 where there are none
 	// Samples are those of the last 10 s and since the breaker last closed. While it
-	// is open or half-open they are the ones that opened it, however long ago.
+	// is open or half-open they are the ones that opened it, however long ago; where
+	// an operator holds it then, what came of the requests of the last 10 s.
 	Samples int
 }
 
@@ -317,6 +319,9 @@ func (b *Breaker) report(p *pass, o Outcome) {
 		return
 	}
 	p.spent = true
+	if b.open {
+		b.passed.count(o, b.now)
+	}
 	switch {
 	case !b.open && p.generation == b.generation:
 		b.sampleLocked(o)
@@ -380,8 +385,11 @@ func (b *Breaker) changedLocked(_ string, from, to gobreaker.State) {
 	switch to {
 	case gobreaker.StateOpen:
 		b.openFor = min(2*b.openFor, longestOpen)
-		if from == gobreaker.StateClosed && b.now.Sub(b.closed) >= ramp+forget {
-			b.openFor = firstOpen
+		if from == gobreaker.StateClosed {
+			b.passed = tally{since: b.now}
+			if b.now.Sub(b.closed) >= ramp+forget {
+				b.openFor = firstOpen
+			}
 		}
 		b.open, b.until = true, b.now.Add(b.openFor)
 	case gobreaker.StateClosed:
@@ -395,11 +403,16 @@ func (b *Breaker) changedLocked(_ string, from, to gobreaker.State) {
 }
 
 func (b *Breaker) samplesLocked() (share float64, samples int) {
-	c := b.tripped
-	if !b.open {
+	var good, bad int
+	switch {
+	case !b.open:
 		_ = b.gate.State() // moves the window; Counts alone does not
-		c = b.gate.Counts()
+		c := b.gate.Counts()
+		good, bad = int(c.TotalSuccesses), int(c.TotalFailures)
+	case b.now.Before(b.heldUntil):
+		good, bad = b.passed.sum(b.now)
+	default:
+		good, bad = int(b.tripped.TotalSuccesses), int(b.tripped.TotalFailures)
 	}
-	samples = int(c.TotalSuccesses + c.TotalFailures)
-	return float64(c.TotalFailures) / float64(max(1, samples)), samples
+	return float64(bad) / float64(max(1, good+bad)), good + bad
 }

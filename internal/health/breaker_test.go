@@ -444,10 +444,13 @@ func TestHold(t *testing.T) {
 			b := opened(t)
 			was := b.Status()
 			b.Hold(health.Closed, time.Hour)
-			assert.Equal(t, health.Status{State: health.Closed, Forced: true, Until: time.Now().Add(time.Hour), Failures: 1, Samples: 5}, b.Status())
+			assert.Equal(t, health.Status{State: health.Closed, Forced: true, Until: time.Now().Add(time.Hour)}, b.Status(), "what opened it is over")
 			for range 100 {
 				let(t, b)(health.Failure)
 			}
+			let(t, b)(health.Neither)
+			assert.Equal(t, 100, b.Status().Samples)
+			assert.InDelta(t, 1, b.Share(), 0)
 			b.Hold(health.Closed, 0)
 			assert.Equal(t, was, b.Status(), "failures change nothing")
 			b.Hold(health.Closed, time.Hour)
@@ -457,6 +460,24 @@ func TestHold(t *testing.T) {
 			}
 			b.Hold(health.Closed, -1)
 			assert.Equal(t, health.Ramping, b.Status().State, "a success does")
+		})
+	})
+	t.Run("what it lets through is seen, and forgotten after 10 s", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			b := opened(t)
+			b.Hold(health.Closed, time.Hour)
+			for second := range 30 {
+				let(t, b)(health.Failure)
+				assert.Equal(t, min(second+1, 10), b.Status().Samples)
+				time.Sleep(time.Second)
+			}
+			time.Sleep(8 * time.Second)
+			assert.Equal(t, 1, b.Status().Samples)
+			time.Sleep(time.Second)
+			assert.Zero(t, b.Status().Samples)
+			let(t, b)(health.Success)
+			let(t, b)(health.Success)
+			assert.Equal(t, 1, b.Status().Samples, "the first closed it")
 		})
 	})
 	t.Run("closed, over closed", func(t *testing.T) {

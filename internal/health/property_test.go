@@ -36,6 +36,8 @@ type machine struct {
 	samples []sample  // since then
 	row     int       // failures
 	shown   []sample  // what opened it, while open
+	opened  time.Time
+	passed  []sample // since then
 
 	until   time.Time // open
 	openFor time.Duration
@@ -91,13 +93,21 @@ func (m *machine) state() health.State {
 }
 
 // recent are the samples of this second and the nine before, seconds being counted
-// from the last change; while open, those that opened it.
-func (m *machine) recent() (recent []sample) {
-	if m.open {
-		return m.shown
+// from the last change; while open, those that opened it, or those since where an
+// operator holds it.
+func (m *machine) recent() []sample {
+	switch {
+	case !m.open:
+		return within(m.samples, m.since)
+	case m.forced():
+		return within(m.passed, m.opened)
 	}
-	for _, s := range m.samples {
-		if time.Since(m.since)/time.Second-s.at.Sub(m.since)/time.Second < 10 {
+	return m.shown
+}
+
+func within(samples []sample, since time.Time) (recent []sample) {
+	for _, s := range samples {
+		if time.Since(since)/time.Second-s.at.Sub(since)/time.Second < 10 {
 			recent = append(recent, s)
 		}
 	}
@@ -182,6 +192,9 @@ func (m *machine) report(t *rapid.T, f *flight, o health.Outcome) {
 		return
 	}
 	f.spent = true
+	if m.open && o != health.Neither {
+		m.passed = append(m.passed, sample{time.Now(), o == health.Failure})
+	}
 	switch {
 	case !m.open && f.change == m.change && !f.open:
 		m.sample(o)
@@ -220,7 +233,7 @@ func (m *machine) sample(o health.Outcome) {
 	if time.Since(m.since) >= healthyFor {
 		m.openFor = 0
 	}
-	m.open, m.shown = true, recent
+	m.open, m.shown, m.opened, m.passed = true, recent, time.Now(), nil
 	m.change++
 	m.reopen()
 }

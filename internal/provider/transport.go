@@ -75,19 +75,51 @@ func (e *ConnectError) Error() string { return "provider: cannot connect: " + e.
 // Unwrap returns what the dialer or the TLS handshake reported.
 func (e *ConnectError) Unwrap() error { return e.err }
 
+// Transport is the way to one upstream. It is safe for concurrent use.
+type Transport struct {
+	*http1.Transport
+	made madeOf
+}
+
+// madeOf is all that a transport depends on.
+type madeOf struct {
+	baseURL     string // where its connections lead
+	dialTimeout time.Duration
+	ca          string // what is in the CA file; "" without one
+}
+
 // NewTransport returns a transport for cfg's upstream: certificates always
 // verified, connections kept, no proxy from the environment, nothing unpacked on
 // the way, redirects left to the caller. It speaks HTTP/1.1; with a server that
 // accepts HTTP/2 only, net/http speaks that. What fails before a connection stands
 // is a *ConnectError. Error: a CA file that cannot be used; the system's roots are
 // never a substitute for it.
-func NewTransport(cfg Config) (*http1.Transport, error) {
+func NewTransport(cfg Config) (*Transport, error) {
+	var none *Transport
+	return none.Renew(cfg)
+}
+
+// Renew returns the transport for a configuration that may have changed: t itself, with
+// its connections, where all that a transport depends on is as it was, or else a new
+// one. The CA file is read again: what is in it counts, not its name. t serves on in
+// both cases; who puts another in its place closes its idle connections. Error: as
+// NewTransport.
+func (t *Transport) Renew(cfg Config) (*Transport, error) {
 	cfg = cfg.WithDefaults()
-	roots, err := rootCAs(cfg)
+	pem, roots, err := rootCAs(cfg)
 	if err != nil {
 		return nil, err
 	}
-	d := &dialer{Dialer: net.Dialer{Timeout: cfg.DialTimeout, KeepAlive: 30 * time.Second}}
+	made := madeOf{cfg.BaseURL, cfg.DialTimeout, string(pem)}
+	if t != nil && t.made == made {
+		return t, nil
+	}
+	return &Transport{dialing(cfg.DialTimeout, roots), made}, nil
+}
+
+// dialing is a transport that trusts roots, nil: the system's.
+func dialing(timeout time.Duration, roots *x509.CertPool) *http1.Transport {
+	d := &dialer{Dialer: net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}}
 	http1TLS, anyTLS := newTLS(roots, "http/1.1"), newTLS(roots, "h2", "http/1.1")
 	return http1.NewTransport(http1.Config{
 		Dial: func(ctx context.Context, scheme, addr string) (net.Conn, error) {
@@ -111,23 +143,23 @@ func NewTransport(cfg Config) (*http1.Transport, error) {
 			// would take each new one with it until TCP gives up.
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
 		},
-	}), nil
+	})
 }
 
-// rootCAs is the pool of the CA file, nil for the system's.
-func rootCAs(cfg Config) (*x509.CertPool, error) {
+// rootCAs is the CA file and the pool of what is in it, nil for the system's.
+func rootCAs(cfg Config) ([]byte, *x509.CertPool, error) {
 	if cfg.CAFile == "" {
-		return nil, nil
+		return nil, nil, nil
 	}
 	pem, err := os.ReadFile(cfg.CAFile)
 	if err != nil {
-		return nil, fmt.Errorf("provider %s: ca_file: %w", cfg.Name, err)
+		return nil, nil, fmt.Errorf("provider %s: ca_file: %w", cfg.Name, err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("provider %s: ca_file %s holds no PEM certificate", cfg.Name, cfg.CAFile)
+		return nil, nil, fmt.Errorf("provider %s: ca_file %s holds no PEM certificate", cfg.Name, cfg.CAFile)
 	}
-	return roots, nil
+	return pem, roots, nil
 }
 
 func newTLS(roots *x509.CertPool, protocols ...string) *tls.Config {

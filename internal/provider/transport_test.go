@@ -1,12 +1,17 @@
 package provider_test
 
 import (
+	"crypto/ecdsa"
+	"crypto/elliptic"
+	"crypto/rand"
 	"crypto/tls"
+	"crypto/x509"
 	"encoding/pem"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"math/big"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -21,7 +26,6 @@ import (
 	"github.com/stretchr/testify/require"
 	"go.uber.org/goleak"
 
-	"cc-relay/internal/http1"
 	"cc-relay/internal/provider"
 )
 
@@ -29,7 +33,7 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 
 func sprint(format string, v any) string { return fmt.Sprintf(format, v) }
 
-func newTransport(t *testing.T, cfg provider.Config) *http1.Transport {
+func newTransport(t *testing.T, cfg provider.Config) *provider.Transport {
 	t.Helper()
 	tr, err := provider.NewTransport(cfg)
 	require.NoError(t, err)
@@ -203,6 +207,79 @@ func TestTransportRefusesACAFileItCannotUse(t *testing.T) {
 		require.ErrorContains(t, err, "provider main: ca_file")
 		assert.Nil(t, tr)
 	}
+}
+
+// A reload keeps the connections of a provider for which nothing has changed, and
+// trusts what is in the CA file now.
+func TestRenew(t *testing.T) {
+	url, caFile := tlsServer(t, both)
+	other := certificate(t)
+	otherFile := filepath.Join(t.TempDir(), "other.pem")
+	require.NoError(t, os.WriteFile(otherFile, other, 0o600))
+	same, err := os.ReadFile(caFile)
+	require.NoError(t, err)
+	cfg := provider.Config{Name: "main", BaseURL: url, CAFile: caFile}
+	for name, tt := range map[string]struct {
+		change func(cfg *provider.Config)
+		want   bool // the same transport
+	}{
+		"nothing":                {func(*provider.Config) {}, true},
+		"what is no matter here": {func(cfg *provider.Config) { cfg.IdleTimeout, cfg.Origin, cfg.Name = time.Second, "x", "renamed" }, true},
+		"a default that is written out": {func(cfg *provider.Config) {
+			cfg.DialTimeout = provider.DefaultDialTimeout
+		}, true},
+		"the same in another file": {func(cfg *provider.Config) {
+			cfg.CAFile = filepath.Join(t.TempDir(), "copy.pem")
+			require.NoError(t, os.WriteFile(cfg.CAFile, same, 0o600))
+		}, true},
+		"the address":      {func(cfg *provider.Config) { cfg.BaseURL = "https://example.com" }, false},
+		"the dial timeout": {func(cfg *provider.Config) { cfg.DialTimeout = time.Second }, false},
+		"no CA file":       {func(cfg *provider.Config) { cfg.CAFile = "" }, false},
+		"another CA file":  {func(cfg *provider.Config) { cfg.CAFile = otherFile }, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			old, changed := newTransport(t, cfg), cfg
+			tt.change(&changed)
+			got, err := old.Renew(changed)
+			require.NoError(t, err)
+			assert.Equal(t, tt.want, got == old)
+			got.CloseIdleConnections()
+		})
+	}
+	t.Run("what is in the CA file", func(t *testing.T) {
+		old := newTransport(t, cfg)
+		assert.Equal(t, "HTTP/1.1 false body", post(t, old, url))
+		require.NoError(t, os.WriteFile(caFile, other, 0o600))
+		got, err := old.Renew(cfg)
+		require.NoError(t, err)
+		_, err = get(t, got, url)
+		requireConnectError(t, err, "x509")
+		assert.Equal(t, "HTTP/1.1 false body", post(t, old, url), "requests under way are served on")
+	})
+	t.Run("a CA file that cannot be used any more", func(t *testing.T) {
+		old := newTransport(t, cfg)
+		for _, broken := range []func() error{
+			func() error { return os.WriteFile(caFile, []byte("not a certificate"), 0o600) },
+			func() error { return os.WriteFile(caFile, nil, 0o600) },
+			func() error { return os.Remove(caFile) },
+		} {
+			require.NoError(t, broken())
+			got, err := old.Renew(cfg)
+			require.ErrorContains(t, err, "provider main: ca_file")
+			assert.Nil(t, got)
+		}
+	})
+}
+
+// certificate is one that signed no server's.
+func certificate(t *testing.T) []byte {
+	t.Helper()
+	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	require.NoError(t, err)
+	cert := &x509.Certificate{SerialNumber: big.NewInt(1), NotAfter: time.Now().Add(time.Hour), IsCA: true, BasicConstraintsValid: true}
+	der, err := x509.CreateCertificate(rand.Reader, cert, cert, key.Public(), key)
+	require.NoError(t, err)
+	return pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der})
 }
 
 // The environment of whoever starts the relay decides nothing.

@@ -10,16 +10,17 @@ import (
 // maxHomes is how many conversations are remembered, as in the pools.
 const maxHomes = 100_000
 
-// homes remembers who served a conversation last.
+// homes remembers who served a conversation last. Routers that follow each other
+// share it.
 type homes struct {
 	mu  sync.Mutex
 	lru *simplelru.LRU[uint64, home]
 }
 
 type home struct {
-	upstream *Upstream // nil: none
-	model    string    // that served; a rule may lead to two of one provider
-	until    time.Time
+	at    *memory // of the provider; nil: no home
+	model string  // that served; a rule may lead to two of one provider
+	until time.Time
 }
 
 func newHomes() *homes {
@@ -28,13 +29,18 @@ func newHomes() *homes {
 	return &homes{lru: lru}
 }
 
-func (h *homes) get(conversation uint64, now time.Time) home {
+// get finds a home; looking, where it is no more than that, keeps none alive.
+func (h *homes) get(conversation uint64, now time.Time, looking bool) home {
 	if conversation == 0 {
 		return home{}
 	}
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	at, ok := h.lru.Get(conversation)
+	get := h.lru.Get
+	if looking {
+		get = h.lru.Peek
+	}
+	at, ok := get(conversation)
 	if !ok || !now.Before(at.until) {
 		return home{}
 	}

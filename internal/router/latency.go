@@ -44,6 +44,13 @@ func (l *latency) expected(now time.Time) float64 {
 	return l.mean * math.Exp(-max(now.Sub(l.touched), 0).Seconds()/latencyForget.Seconds())
 }
 
+// learned is the mean of what was observed; 0 where nothing was.
+func (l *latency) learned() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return time.Duration(l.mean * float64(time.Second))
+}
+
 // chosen makes the others wait for what the one that looks finds out.
 func (l *latency) chosen(now time.Time) {
 	l.mu.Lock()

@@ -43,9 +43,9 @@ func naive(cfg router.Config, asked, client string) *router.Rule {
 	return nil
 }
 
-// Whatever the rules and whatever happened before, a plan has each target of the
-// rule at most once, nobody else, nobody whose breaker is open or who lacks the
-// model, and everybody who is left.
+// Whatever the rules and whatever happened before, reloads included, a plan has each
+// target of the rule at most once, nobody else, nobody who drains, whose breaker is
+// open or who lacks the model, and everybody who is left.
 func TestPlansKeepToTheRule(t *testing.T) {
 	rapid.Check(t, func(t *rapid.T) {
 		rapid.SyncTest(t, func(t *rapid.T) {
@@ -80,9 +80,10 @@ func TestPlansKeepToTheRule(t *testing.T) {
 			r, err := router.New(cfg, ups, keypool.ClassOf, nil)
 			require.NoError(t, err)
 
-			settled := map[uint64]*router.Upstream{}
+			settled := map[uint64]string{}
 			until := map[uint64]time.Time{}
-			pick := rapid.Map(rapid.IntRange(0, 2), func(i int) *router.Upstream { return ups[i] })
+			old := slices.Clone(ups) // what requests under way still have
+			pick := rapid.Map(rapid.IntRange(0, 5), func(i int) *router.Upstream { return slices.Concat(ups, old)[i] })
 			t.Repeat(map[string]func(*rapid.T){
 				"hold": func(t *rapid.T) {
 					pick.Draw(t, "upstream").Lane(keypool.ClassOf(model.Draw(t, "model"))).Hold(
@@ -90,14 +91,23 @@ func TestPlansKeepToTheRule(t *testing.T) {
 				},
 				"fail":  func(t *rapid.T) { fail(pick.Draw(t, "upstream"), keypool.ClassOf(model.Draw(t, "model"))) },
 				"lacks": func(t *rapid.T) { pick.Draw(t, "upstream").Miss(model.Draw(t, "model"), time.Now()) },
-				"load":  func(t *rapid.T) { pick.Draw(t, "upstream").Begin() },
+				"drain": func(t *rapid.T) { pick.Draw(t, "upstream").SetDraining(rapid.Bool().Draw(t, "on")) },
+				"reload": func(t *rapid.T) {
+					before := r
+					old, ups = ups, renewed(ups)
+					r, err = router.New(cfg, ups, keypool.ClassOf, nil)
+					require.NoError(t, err)
+					r.Inherit(before)
+				},
+				"load": func(t *rapid.T) { pick.Draw(t, "upstream").Begin() },
 				"wait": func(t *rapid.T) {
 					time.Sleep(rapid.SampledFrom([]time.Duration{time.Millisecond, time.Second, 10 * time.Minute}).Draw(t, "for"))
 				},
 				"settle": func(t *rapid.T) {
 					c := rapid.Uint64Range(1, 3).Draw(t, "conversation")
-					settled[c], until[c] = pick.Draw(t, "upstream"), time.Now().Add(time.Minute)
-					r.Settle(c, settled[c], "", time.Minute, time.Now())
+					u := pick.Draw(t, "upstream")
+					settled[c], until[c] = u.Provider.Name(), time.Now().Add(time.Minute)
+					r.Settle(c, u, "", time.Minute, time.Now())
 				},
 				"observe": func(t *rapid.T) {
 					lane := pick.Draw(t, "upstream").Lane(keypool.ClassOf(model.Draw(t, "model")))
@@ -108,7 +118,7 @@ func TestPlansKeepToTheRule(t *testing.T) {
 					q.Client, q.Conversation = client.Draw(t, "client"), rapid.Uint64Range(0, 3).Draw(t, "conversation")
 					home := settled[q.Conversation]
 					if !time.Now().Before(until[q.Conversation]) {
-						home = nil
+						home = ""
 					}
 					check(t, r, naive(cfg, q.Model, q.Client), q, home)
 				},
@@ -117,7 +127,7 @@ func TestPlansKeepToTheRule(t *testing.T) {
 	})
 }
 
-func check(t *rapid.T, r *router.Router, rule *router.Rule, q *router.Query, home *router.Upstream) {
+func check(t *rapid.T, r *router.Router, rule *router.Rule, q *router.Query, home string) {
 	p, err := r.Plan(q)
 	if rule == nil {
 		var unreachable *router.UnreachableError
@@ -132,7 +142,11 @@ func check(t *rapid.T, r *router.Router, rule *router.Rule, q *router.Query, hom
 		if model == "" {
 			model = r.Alias(q.Model)
 		}
-		if u := r.Upstreams()[strings.Index("abc", name)]; !u.Lacks(model, q.Now) {
+		u := r.Upstreams()[strings.Index("abc", name)]
+		if u.Draining() {
+			continue
+		}
+		if !u.Lacks(model, q.Now) {
 			known = append(known, name+"/"+model)
 		}
 		all = append(all, name+"/"+model)
@@ -166,19 +180,20 @@ func check(t *rapid.T, r *router.Router, rule *router.Rule, q *router.Query, hom
 		require.Equal(t, c.Lane.Class, c.Class)
 	}
 	require.ElementsMatch(t, want, got, "the targets of the rule are %q", all)
+	require.Len(t, p.Skipped, len(rule.Targets)-len(got))
 	require.Equal(t, len(open) > 0, p.Resort != nil)
 	if p.Resort != nil {
 		require.Contains(t, open, full(*p.Resort))
 		require.Equal(t, shortest, wait(full(*p.Resort)), "it is the least bad")
 	}
-	if len(all) == 1 || len(got) == 0 {
+	if len(all) < 2 || len(got) == 0 {
 		return
 	}
-	serves := slices.ContainsFunc(p.Candidates, func(c router.Candidate) bool { return c.Upstream == home })
+	serves := slices.ContainsFunc(p.Candidates, func(c router.Candidate) bool { return c.Upstream.Provider.Name() == home })
 	for i, c := range p.Candidates {
 		require.Equal(t, i == 0 && serves, c.Home())
 	}
 	if serves {
-		assert.Same(t, home, p.Candidates[0].Upstream)
+		assert.Equal(t, home, p.Candidates[0].Upstream.Provider.Name())
 	}
 }

@@ -49,10 +49,41 @@ type Candidate struct {
 // Plan is the way of one request.
 type Plan struct {
 	// Candidates are the targets to try, in order: those that the breakers let be.
+	// None of them, and no Resort, is a rule whose targets all drain.
 	Candidates []Candidate
 	// Resort is the least bad of the others, for a request that nothing else can
 	// serve; nil if there are no others.
 	Resort *Candidate
+	// Skipped are the targets of the rule that are no candidates, and why; nil if all
+	// of them are.
+	Skipped []Skip
+	// Rule is the rule that matched, as its place in the configuration: models[2], or
+	// default.
+	Rule string
+	// Strategy is the name of the rule's strategy.
+	Strategy string
+	// Home: the first candidate is the conversation's home, and for that the first.
+	Home bool
+}
+
+// Reason is why a target is no candidate.
+type Reason string
+
+// The reasons, of which the first that holds is told.
+const (
+	Draining      Reason = "draining"       // an operator lets it have no new requests
+	LacksModel    Reason = "lacks_model"    // it said that it does not know the model
+	BreakerOpen   Reason = "breaker_open"   // it failed too often, or one request tries whether it is back
+	BreakerForced Reason = "breaker_forced" // an operator holds its breaker open
+)
+
+// Skip is a target that is no candidate.
+type Skip struct {
+	Provider string
+	Model    string // asked for there
+	Class    string // of Model, or that of the call
+	Why      Reason
+	Until    time.Time // when Why ends by itself; zero: not by itself
 }
 
 // UnreachableError says that no rule leads a model anywhere.
@@ -85,11 +116,13 @@ type Router struct {
 // rule is a Rule made ready; without match and class it is for all models. Its
 // targets and patterns never change.
 type rule struct {
+	name     string // as Plan's Rule
 	match    []keypool.Pattern
 	class    string
 	names    []string // match, as written
 	clients  []string
 	targets  []Target
+	orders   string // the strategy's name
 	strategy strategy
 }
 
@@ -122,6 +155,7 @@ func New(cfg Config, upstreams []*Upstream, classOf func(string) string, prices 
 		if err != nil {
 			return nil, fmt.Errorf("router: %s: %w", where, err)
 		}
+		one.name = where
 		r.rules = append(r.rules, one)
 		r.choice = r.choice || len(one.targets) > 1
 	}
@@ -136,7 +170,7 @@ func (r *Router) rule(cfg *Rule, fallback bool, strategy string, prices *price.T
 	if !ok {
 		return nil, fmt.Errorf("strategy %q is unknown; write one of %s", name, strings.Join(Strategies(), ", "))
 	}
-	one := &rule{class: cfg.Class, names: cfg.Match, clients: cfg.Clients}
+	one := &rule{class: cfg.Class, names: cfg.Match, clients: cfg.Clients, orders: name}
 	if !fallback && one.class == "" && len(one.names) == 0 {
 		return nil, errors.New("for no model")
 	}
@@ -215,22 +249,55 @@ func (r *Router) Alias(name string) string {
 	return name
 }
 
+// Inherit takes over what an earlier router knows: the homes of conversations and the
+// retry budget. It is called before the first Plan. A conversation finds its home at
+// the Upstream that was made by Renew of the one it was settled at; where there is none,
+// or no rule leads there any more, it is as if it had no home. Requests that are under
+// way at the earlier router still settle their conversations for both.
+func (r *Router) Inherit(old *Router) {
+	r.homes, r.Budget = old.homes, old.Budget
+}
+
 // Plan returns the targets to try for a request, in order. One whose upstream
 // lately said that it does not know the model is left out, unless all of them did:
-// then asking again is better than refusing. Error: *UnreachableError.
-func (r *Router) Plan(q *Query) (Plan, error) {
+// then asking again is better than refusing. Where a rule has one target that does not
+// drain there is nothing to choose, and neither is looked at. Error: *UnreachableError.
+func (r *Router) Plan(q *Query) (Plan, error) { return r.plan(q, false) }
+
+// Preview is what Plan would return now. It changes nothing: no turn is taken, no home
+// kept alive, no class of models remembered. Where a strategy draws, it is one draw of
+// many. A candidate's Lane may be one that nobody else has.
+func (r *Router) Preview(q *Query) (Plan, error) { return r.plan(q, true) }
+
+func (r *Router) plan(q *Query, looking bool) (Plan, error) {
 	rule, model, class := r.resolve(q.Model, q.Class, q.Client)
 	if rule == nil {
 		return Plan{}, &UnreachableError{Model: q.Model, Reachable: r.reachable(q.Client)}
 	}
-	all := make([]Candidate, 0, len(rule.targets))
+	plan := Plan{Rule: rule.name, Strategy: rule.orders}
+	plan.Candidates = make([]Candidate, 0, len(rule.targets))
 	for i := range rule.targets {
-		all = append(all, r.candidate(rule, i, q, model, class))
+		c := r.candidate(rule, i, q, model, class)
+		state := c.Upstream.live().memory
+		if state.draining.Load() {
+			plan.skip(q, &c, Draining, time.Time{})
+			continue
+		}
+		if looking {
+			c.Lane = state.look(c.Class)
+		} else {
+			c.Lane = state.lane(c.Class)
+		}
+		plan.Candidates = append(plan.Candidates, c)
 	}
-	if len(all) < 2 {
-		return Plan{Candidates: all}, nil
+	if len(plan.Candidates) > 1 {
+		r.order(rule, q, &plan, looking)
 	}
-	return r.order(rule, q, all), nil
+	return plan, nil
+}
+
+func (p *Plan) skip(q *Query, c *Candidate, why Reason, until time.Time) {
+	p.Skipped = append(p.Skipped, Skip{c.Upstream.Provider.Name(), c.Asks(q.Model), c.Class, why, until})
 }
 
 // resolve follows aliases to the model and finds the rule, nil if there is none. kind
@@ -260,7 +327,6 @@ func (r *Router) candidate(rule *rule, i int, q *Query, model, class string) Can
 	} else if c.Model != "" && ofModel(class) {
 		c.Class = r.classOf(c.Model)
 	}
-	c.Lane = c.Upstream.Lane(c.Class)
 	return c
 }
 
@@ -271,48 +337,80 @@ func (c *Candidate) Home() bool { return c.home }
 func (c *Candidate) Asks(asked string) string { return cmp.Or(c.Model, asked) }
 
 // order leaves out what cannot serve and puts the rest in the strategy's order, the
-// conversation's home first. all is the plan's to keep.
-func (r *Router) order(rule *rule, q *Query, all []Candidate) Plan {
+// conversation's home first.
+func (r *Router) order(rule *rule, q *Query, plan *Plan, looking bool) {
+	plan.leaveLacking(q)
+	plan.leaveOpen(q)
+	if len(plan.Candidates) == 0 {
+		return
+	}
+	home := r.homes.get(q.Conversation, q.Now, looking)
+	if i := slices.IndexFunc(plan.Candidates, func(c Candidate) bool {
+		return c.Upstream.live().memory == home.at && (home.model == "" || c.Asks(q.Model) == home.model)
+	}); i >= 0 {
+		rotate(plan.Candidates[:i+1], i)
+		plan.Candidates[0].home, plan.Home = true, true
+		return
+	}
+	rule.strategy.order(q, plan.Candidates, looking)
+}
+
+// leaveLacking leaves out whom the model is not known to, unless that is all.
+func (p *Plan) leaveLacking(q *Query) {
 	lacking := 0
-	for i := range all {
-		if c := &all[i]; c.Upstream.Lacks(c.Asks(q.Model), q.Now) {
+	for i := range p.Candidates {
+		if c := &p.Candidates[i]; c.Upstream.Lacks(c.Asks(q.Model), q.Now) {
 			c.lacks = true
 			lacking++
 		}
 	}
-	if lacking < len(all) {
-		all = slices.DeleteFunc(all, func(c Candidate) bool { return c.lacks })
+	if lacking == 0 || lacking == len(p.Candidates) {
+		return
 	}
-	var plan Plan
-	var least time.Duration
-	plan.Candidates = slices.DeleteFunc(all, func(c Candidate) bool {
-		wait := c.Lane.wait(q.Now)
-		if wait > 0 && (plan.Resort == nil || wait < least) {
-			resort := c
-			plan.Resort, least = &resort, wait
+	p.Candidates = slices.DeleteFunc(p.Candidates, func(c Candidate) bool {
+		if c.lacks {
+			p.skip(q, &c, LacksModel, c.Upstream.live().lacks(c.Asks(q.Model)))
 		}
-		return wait > 0
+		return c.lacks
 	})
-	if len(plan.Candidates) == 0 {
-		return plan
+}
+
+// leaveOpen leaves out whom the breakers keep requests from. The first whose breaker
+// may let one in soonest is the last resort.
+func (p *Plan) leaveOpen(q *Query) {
+	var least time.Duration
+	p.Candidates = slices.DeleteFunc(p.Candidates, func(c Candidate) bool {
+		s := c.Lane.Status()
+		wait := keepsAway(&s, q.Now)
+		if wait == 0 {
+			return false
+		}
+		if p.Resort == nil || wait < least {
+			resort := c
+			p.Resort, least = &resort, wait
+		}
+		why := BreakerOpen
+		if s.Forced {
+			why = BreakerForced
+		}
+		p.skip(q, &c, why, s.Until)
+		return true
+	})
+}
+
+// keepsAway is how long a breaker keeps requests away; 0: it lets one try.
+func keepsAway(s *health.Status, now time.Time) time.Duration {
+	if s.State != health.Open && s.State != health.HalfOpen {
+		return 0
 	}
-	home := r.homes.get(q.Conversation, q.Now)
-	if i := slices.IndexFunc(plan.Candidates, func(c Candidate) bool {
-		return c.Upstream == home.upstream && (home.model == "" || c.Asks(q.Model) == home.model)
-	}); i >= 0 {
-		rotate(plan.Candidates[:i+1], i)
-		plan.Candidates[0].home = true
-		return plan
-	}
-	rule.strategy.order(q, plan.Candidates)
-	return plan
+	return max(0, s.Until.Sub(now))
 }
 
 // Settle makes the upstream, and the model that served there ("": any), the home of a
 // conversation for life from now. 0 as the conversation settles nothing.
 func (r *Router) Settle(conversation uint64, u *Upstream, model string, life time.Duration, now time.Time) {
 	if r.choice {
-		r.homes.put(conversation, home{u, model, now.Add(life)})
+		r.homes.put(conversation, home{u.live().memory, model, now.Add(life)})
 	}
 }
 

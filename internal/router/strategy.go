@@ -23,9 +23,10 @@ const (
 )
 
 // strategy orders the candidates of one rule that can serve; there are at least
-// one, in configured order. Safe for concurrent use.
+// one, in configured order. Where it is only looked at, the next order is as if it had
+// not been; what is drawn is drawn again. Safe for concurrent use.
 type strategy interface {
-	order(q *Query, c []Candidate)
+	order(q *Query, c []Candidate, looking bool)
 }
 
 // strategies is the table of orderings: a new one is a type and a line here. A
@@ -45,7 +46,7 @@ func Strategies() []string { return slices.Sorted(maps.Keys(strategies)) }
 
 type failover struct{}
 
-func (failover) order(*Query, []Candidate) {}
+func (failover) order(*Query, []Candidate, bool) {}
 
 // roundRobin takes the next target that can serve. Turns are counted by place among
 // the configured targets, so that those that are there take turns while others are away.
@@ -54,11 +55,13 @@ type roundRobin struct {
 	next int // the place after the one taken last
 }
 
-func (s *roundRobin) order(_ *Query, c []Candidate) {
+func (s *roundRobin) order(_ *Query, c []Candidate, looking bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	turn(c, s.next)
-	s.next = c[0].at + 1
+	if !looking {
+		s.next = c[0].at + 1
+	}
 }
 
 // turn puts the target at the place first, or else the next one that is there.
@@ -82,19 +85,31 @@ type weighted struct {
 	credit []int // by place among the configured targets
 }
 
-func (s *weighted) order(_ *Query, c []Candidate) {
+func (s *weighted) order(_ *Query, c []Candidate, looking bool) {
 	s.mu.Lock()
-	total, best := 0, 0
+	defer s.mu.Unlock()
+	best := 0
 	for i := range c {
-		s.credit[c[i].at] += c[i].Weight
-		total += c[i].Weight
-		if s.credit[c[i].at] > s.credit[c[best].at] {
+		if s.earned(&c[i]) > s.earned(&c[best]) {
 			best = i
 		}
 	}
-	s.credit[c[best].at] -= total
-	s.mu.Unlock()
+	if !looking {
+		s.pay(c, best)
+	}
 	rotate(c, best)
+}
+
+// earned is what a target has with this turn.
+func (s *weighted) earned(c *Candidate) int { return s.credit[c.at] + c.Weight }
+
+func (s *weighted) pay(c []Candidate, best int) {
+	total := 0
+	for i := range c {
+		s.credit[c[i].at] = s.earned(&c[i])
+		total += c[i].Weight
+	}
+	s.credit[c[best].at] -= total
 }
 
 // shuffle draws an order in which each target comes first as often as its weight
@@ -102,7 +117,7 @@ func (s *weighted) order(_ *Query, c []Candidate) {
 // reservoir, 2006.
 type shuffle struct{}
 
-func (shuffle) order(_ *Query, c []Candidate) {
+func (shuffle) order(_ *Query, c []Candidate, _ bool) {
 	sortBy(c, func(c *Candidate) float64 { return rand.ExpFloat64() / float64(c.Weight) })
 }
 
@@ -128,19 +143,21 @@ type leastLoaded struct {
 	next int // the place after the one taken last
 }
 
-func (s *leastLoaded) order(_ *Query, c []Candidate) {
+func (s *leastLoaded) order(_ *Query, c []Candidate, looking bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	turn(c, s.next)
 	sortBy(c, func(c *Candidate) float64 { return float64(c.Upstream.InFlight()) / float64(c.Weight) })
-	s.next = c[0].at + 1
+	if !looking {
+		s.next = c[0].at + 1
+	}
 }
 
 // fastest takes the faster of two that are drawn: with the fastest of all, every
 // request would go there until it is the slowest. The others follow by speed.
 type fastest struct{}
 
-func (fastest) order(q *Query, c []Candidate) {
+func (fastest) order(q *Query, c []Candidate, looking bool) {
 	sortBy(c, func(c *Candidate) float64 { return c.Lane.latency.expected(q.Now) })
 	if n := len(c); n > 2 {
 		a, b := rand.IntN(n), rand.IntN(n-1)
@@ -149,7 +166,9 @@ func (fastest) order(q *Query, c []Candidate) {
 		}
 		rotate(c[:min(a, b)+1], min(a, b))
 	}
-	c[0].Lane.latency.chosen(q.Now)
+	if !looking {
+		c[0].Lane.latency.chosen(q.Now)
+	}
 }
 
 // cheapest takes the one with the lowest price of this request, as far as it can
@@ -157,7 +176,7 @@ func (fastest) order(q *Query, c []Candidate) {
 // class have been. What has no known price comes last.
 type cheapest struct{ prices *price.Table }
 
-func (s cheapest) order(q *Query, c []Candidate) {
+func (s cheapest) order(q *Query, c []Candidate, _ bool) {
 	sortBy(c, func(c *Candidate) float64 {
 		cost, ok := s.prices.Cost(c.Upstream.Provider.Name(), c.Asks(q.Model), c.forecast(q))
 		if !ok {

@@ -1,19 +1,20 @@
 package router
 
 import (
+	"cmp"
 	"net/http"
-	"sync"
+	"slices"
 	"sync/atomic"
 	"time"
-
-	"github.com/hashicorp/golang-lru/v2/simplelru"
 
 	"cc-relay/internal/health"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
 )
 
-// Upstream is one provider with its keys, its connections and its health.
+// Upstream is one provider with its keys, its connections and its health. The fields
+// are set before its first use and not changed after it; a reload makes another
+// Upstream of the same provider by Renew. Its methods may be called concurrently.
 type Upstream struct {
 	Provider  provider.Provider
 	Pool      *keypool.KeyPool
@@ -31,60 +32,62 @@ type Upstream struct {
 	HealthCheck time.Duration
 
 	// OnHealth, where set, is told of each change of a breaker. It must not block.
+	// After Renew that of the newest Upstream is told, also of older requests.
 	OnHealth func(class string, from, to health.State)
 
-	inFlight atomic.Int64
-
-	mu      sync.Mutex
-	missing *simplelru.LRU[string, time.Time] // model → until when it is believed not to be there
-	lanes   *simplelru.LRU[string, *Lane]     // by class
+	parts atomic.Pointer[parts]
 }
 
-// How long, and for how many models, a provider's 404 is remembered; and for how
-// many classes its health: clients choose the names of models.
-const (
-	missingLife = 10 * time.Minute
-	maxMissing  = 1000
-	maxLanes    = 256
-)
-
-// Lane is an upstream's state for one model class.
-type Lane struct {
-	Class string
-	*health.Breaker
-	latency latency
+// parts are what an Upstream may share with others of the same provider.
+type parts struct {
+	*memory
+	*connections
 }
+
+// live returns the parts, and makes them at the first use.
+func (u *Upstream) live() *parts {
+	if p := u.parts.Load(); p != nil {
+		return p
+	}
+	p := &parts{newMemory(u.OnHealth), &connections{transport: u.Transport}}
+	if u.parts.CompareAndSwap(nil, p) {
+		return p
+	}
+	return u.parts.Load()
+}
+
+// Renew makes next, which nobody uses yet, another Upstream of u's provider: it takes
+// over the pool, the breakers and latencies, the requests in flight, what models are
+// missing, and whether it drains. Everything else is its own. Requests that are under
+// way at u go on there, and what they find out counts for next as well. It returns next.
+func (u *Upstream) Renew(next *Upstream) *Upstream {
+	old := u.live()
+	p := &parts{old.memory, old.connections}
+	if !sameTransport(u.Transport, next.Transport) {
+		p.connections = &connections{transport: next.Transport}
+	}
+	next.Pool = u.Pool
+	next.parts.Store(p)
+	p.tell(next.OnHealth)
+	return next
+}
+
+// Forget drops what was learned of the provider's health and of the models it lacks:
+// for one whose address has changed. What an operator has forced stays.
+func (u *Upstream) Forget() { u.live().forget() }
+
+// SetDraining takes the provider out of all plans, also as the last resort, or puts it
+// back. Requests that are under way go on.
+func (u *Upstream) SetDraining(on bool) { u.live().draining.Store(on) }
+
+// Draining reports whether the provider is out of all plans.
+func (u *Upstream) Draining() bool { return u.live().draining.Load() }
 
 // Lane returns the state for a class.
-func (u *Upstream) Lane(class string) *Lane {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.lanes == nil {
-		// The only error is a size that is not positive.
-		u.lanes, _ = simplelru.NewLRU[string, *Lane](maxLanes, nil)
-	}
-	lane, ok := u.lanes.Get(class)
-	if !ok {
-		lane = &Lane{Class: class}
-		lane.Breaker = health.NewBreaker(func(from, to health.State) {
-			if u.OnHealth != nil {
-				u.OnHealth(class, from, to)
-			}
-		})
-		u.lanes.Add(class, lane)
-	}
-	return lane
-}
+func (u *Upstream) Lane(class string) *Lane { return u.live().lane(class) }
 
-// Lanes returns the state of every class seen lately, in no order.
-func (u *Upstream) Lanes() []*Lane {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.lanes == nil {
-		return nil
-	}
-	return u.lanes.Values()
-}
+// Lanes returns the state of every class seen lately, those seen last at the end.
+func (u *Upstream) Lanes() []*Lane { return u.live().all() }
 
 // Probe calls ask, if a breaker of the upstream is not closed, and tells all such what
 // it found: whether the upstream is well.
@@ -104,46 +107,69 @@ func (u *Upstream) Probe(ask func() bool) {
 	}
 }
 
-// wait is how long the breaker keeps requests away; 0: it lets one try.
-func (l *Lane) wait(now time.Time) time.Duration {
-	s := l.Status()
-	if s.State != health.Open && s.State != health.HalfOpen {
-		return 0
+// Force is an operator's word on the breaker of a class, or of every class where it is
+// empty, also of those that are seen for the first time while the word lasts: for d it
+// keeps all requests away (Open) or lets all through (any other state), and then goes
+// on as it would have. It replaces earlier words on the class; 0 or less is Unforce.
+// A request that nothing else can serve may still be sent once to one that is held
+// open, as to any whose breaker is open; SetDraining is what takes a provider out.
+func (u *Upstream) Force(class string, state health.State, d time.Duration) {
+	if d <= 0 {
+		u.Unforce(class)
+		return
 	}
-	return max(0, s.Until.Sub(now))
+	u.live().force(class, state, d)
 }
 
-// Observe notes how long a request waited for the first content of its answer.
-func (l *Lane) Observe(took time.Duration, now time.Time) { l.latency.observe(took, now) }
+// Unforce takes Force back, for one class or, where it is empty, for all.
+func (u *Upstream) Unforce(class string) { u.live().unforce(class) }
+
+// LaneStatus is how an upstream fares with one model class.
+type LaneStatus struct {
+	Class         string
+	health.Status // where Forced, Until is when the operator's word ends
+	// Latency is the decaying mean of the times to the first content; 0: not known.
+	Latency time.Duration
+}
+
+// Health is the state of every class seen lately, sorted by class. It changes nothing.
+func (u *Upstream) Health() []LaneStatus {
+	lanes := u.Lanes()
+	list := make([]LaneStatus, len(lanes))
+	for i, l := range lanes {
+		list[i] = LaneStatus{Class: l.Class, Status: l.Status(), Latency: l.latency.learned()}
+	}
+	slices.SortFunc(list, func(a, b LaneStatus) int { return cmp.Compare(a.Class, b.Class) })
+	return list
+}
 
 // Begin counts a request that is on its way to the upstream, until End.
-func (u *Upstream) Begin() { u.inFlight.Add(1) }
+func (u *Upstream) Begin() {
+	p := u.live()
+	p.inFlight.Add(1)
+	p.begin()
+}
 
-// End takes back Begin.
-func (u *Upstream) End() { u.inFlight.Add(-1) }
+// End takes back Begin, when the request's connection is no longer in use.
+func (u *Upstream) End() {
+	p := u.live()
+	p.inFlight.Add(-1)
+	p.end()
+}
 
-// InFlight is the number of requests at the upstream now.
-func (u *Upstream) InFlight() int64 { return u.inFlight.Load() }
+// InFlight is the number of requests at the provider now.
+func (u *Upstream) InFlight() int64 { return u.live().inFlight.Load() }
+
+// Retire closes the idle connections of the transport, now and whenever no request
+// uses it any more: to be called where, after a reload, no Upstream in force has this
+// transport. Requests under way keep their connections to the end.
+func (u *Upstream) Retire() { u.live().retire() }
 
 // Miss remembers that the upstream does not know the model.
-func (u *Upstream) Miss(model string, now time.Time) {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.missing == nil {
-		// The only error is a size that is not positive.
-		u.missing, _ = simplelru.NewLRU[string, time.Time](maxMissing, nil)
-	}
-	u.missing.Add(model, now.Add(missingLife))
-}
+func (u *Upstream) Miss(model string, now time.Time) { u.live().miss(model, now) }
 
 // Lacks reports whether the upstream said within the last 10 minutes that it
 // does not know the model.
 func (u *Upstream) Lacks(model string, now time.Time) bool {
-	u.mu.Lock()
-	defer u.mu.Unlock()
-	if u.missing == nil {
-		return false
-	}
-	until, ok := u.missing.Peek(model)
-	return ok && now.Before(until)
+	return now.Before(u.live().lacks(model))
 }
