@@ -1,5 +1,5 @@
-// Package config reads the relay's configuration: one YAML file, or a key in the
-// environment. It composes the Config types of the packages that use them, and
+// Package config reads the relay's configuration: one YAML or TOML file, or a key in
+// the environment. It composes the Config types of the packages that use them, and
 // reports every mistake at once with its place, without ever showing a secret.
 // It starts nothing, watches nothing and is imported by no part it configures.
 package config
@@ -19,17 +19,23 @@ import (
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
 	"cc-relay/internal/router"
+	"cc-relay/internal/secret"
 )
 
 // Config is the whole configuration. Only Providers is required. A Config that
 // Load, Parse or FromEnv returned is complete and valid.
 type Config struct {
 	Server Server `yaml:"server"`
+	Admin  Admin  `yaml:"admin"`
 	// Clients may use the relay. None: no token is asked, and Server.Listen must
 	// be a loopback address.
 	Clients []auth.ClientConfig `yaml:"clients,omitempty"`
 	Logging Logging             `yaml:"logging"`
-	Routing router.Config       `yaml:"routing"`
+	// Metrics is on or off: whether requests, keys and providers are counted for
+	// Prometheus. Default on.
+	Metrics string        `yaml:"metrics"`
+	Tracing Tracing       `yaml:"tracing"`
+	Routing router.Config `yaml:"routing"`
 	// Models are the rules that lead requests to providers; the first that matches
 	// counts. None: all requests go to all providers.
 	Models []router.Rule `yaml:"models,omitempty"`
@@ -68,6 +74,18 @@ type Server struct {
 	// StateDir is the directory that keeps it, an absolute path. Empty, the
 	// default: see StatePath.
 	StateDir string `yaml:"state_dir"`
+	// TLS is what the listener proves itself with. Unset: it speaks plain HTTP.
+	TLS TLS `yaml:"tls,omitempty"`
+	// InsecureCleartext allows plain HTTP on a Listen that other machines reach, for
+	// where something before the relay encrypts. Default false.
+	InsecureCleartext bool `yaml:"insecure_cleartext,omitempty"`
+	// AllowedHosts are host names, without a port, that requests may be addressed to
+	// besides those of this machine. A name of an attacker's that resolves to this
+	// machine is none of them.
+	AllowedHosts []string `yaml:"allowed_hosts,omitempty"`
+	// AllowedOrigins are SCHEME://HOST[:PORT] of pages that may send requests.
+	// None: no page of another origin may.
+	AllowedOrigins []string `yaml:"allowed_origins,omitempty"`
 }
 
 // Values of Server.State.
@@ -75,6 +93,70 @@ const (
 	StateOn  = "on"
 	StateOff = "off"
 )
+
+// TLS is a certificate and its key, both or neither, as PEM files. A relative path
+// counts from the directory that the relay was started in.
+type TLS struct {
+	// CertFile has the certificate, then those that lead to its root.
+	CertFile string `yaml:"cert_file,omitempty"`
+	// KeyFile has the private key, unencrypted; its owner alone may read it.
+	KeyFile string `yaml:"key_file,omitempty"`
+}
+
+// IsZero reports whether no certificate is configured.
+func (t TLS) IsZero() bool { return t == TLS{} }
+
+// Admin is the listener for operators. Its tokens are kept with the state, so it is
+// off where Server.State is.
+type Admin struct {
+	// Listen is HOST:PORT, unix:/PATH or off; port 0 picks a free one. Default
+	// 127.0.0.1:8788, and off if Server.State is off. See Address.
+	Listen string `yaml:"listen"`
+	// PProf serves the profiles of the running process. Default false.
+	PProf bool `yaml:"pprof,omitempty"`
+	// TLS, InsecureCleartext and AllowedHosts are as in Server.
+	TLS               TLS      `yaml:"tls,omitempty"`
+	InsecureCleartext bool     `yaml:"insecure_cleartext,omitempty"`
+	AllowedHosts      []string `yaml:"allowed_hosts,omitempty"`
+}
+
+// AdminOff is the value of Admin.Listen for no listener.
+const AdminOff = "off"
+
+const adminListen = "127.0.0.1:8788"
+
+// Address returns what net.Listen takes, tcp or unix and the address. Both are "" if
+// there is no admin listener.
+func (a Admin) Address() (network, address string) {
+	if a.Listen == AdminOff || a.Listen == "" {
+		return "", ""
+	}
+	if path, ok := strings.CutPrefix(a.Listen, unixPrefix); ok {
+		return "unix", path
+	}
+	return "tcp", a.Listen
+}
+
+const unixPrefix = "unix:"
+
+// Values of Config.Metrics.
+const (
+	MetricsOn  = "on"
+	MetricsOff = "off"
+)
+
+// Tracing says where spans of requests are sent.
+type Tracing struct {
+	// Endpoint is the http or https URL of an OTLP receiver. Empty, the default:
+	// nothing is traced.
+	Endpoint string `yaml:"endpoint,omitempty"`
+	// Headers are set on what is sent there.
+	Headers map[string]secret.Value `yaml:"headers,omitempty"`
+	// Sample is the share of requests that are traced, 0 to 1. Default 1.
+	Sample float64 `yaml:"sample"`
+	// Propagate sends the trace's id on to providers. Default false.
+	Propagate bool `yaml:"propagate,omitempty"`
+}
 
 // StatePath is the directory that keeps the relay's state: StateDir, or else
 // cc-relay under XDG_STATE_HOME or ~/.local/state. It is "" if State is off.
@@ -145,8 +227,24 @@ func Default() Config {
 			MaxBodyBytes: 32 << 20,
 			State:        StateOn,
 		},
+		Admin:   Admin{Listen: adminListen},
 		Logging: Logging{Level: "info", Format: "json"},
+		Metrics: MetricsOn,
+		Tracing: Tracing{Sample: 1},
 		Routing: router.Config{Strategy: router.StrategyFailover, RetryUnknown: &retry},
+	}
+}
+
+// finish fills what depends on other values.
+func (c *Config) finish() {
+	if c.Admin.Listen == "" {
+		c.Admin.Listen = adminListen
+		if c.Server.State == StateOff {
+			c.Admin.Listen = AdminOff
+		}
+	}
+	for i := range c.Providers {
+		c.Providers[i].finish()
 	}
 }
 
@@ -177,6 +275,10 @@ func (p *Provider) finish() {
 func Redacted(cfg *Config) ([]byte, error) {
 	shown := *cfg
 	shown.Server.StateDir = escape(cfg.Server.StateDir)
+	shown.Server.TLS = escapeTLS(cfg.Server.TLS)
+	shown.Admin.TLS = escapeTLS(cfg.Admin.TLS)
+	shown.Admin.Listen = escape(cfg.Admin.Listen)
+	shown.Tracing.Endpoint = escape(cfg.Tracing.Endpoint)
 	shown.Classes = make([]keypool.ClassRule, len(cfg.Classes))
 	for i, rule := range cfg.Classes {
 		shown.Classes[i].Class = escape(rule.Class)
@@ -210,6 +312,8 @@ func Redacted(cfg *Config) ([]byte, error) {
 
 // escape undoes the expansion of variables: a dollar sign is written as two.
 func escape(s string) string { return strings.ReplaceAll(s, "$", "$$") }
+
+func escapeTLS(t TLS) TLS { return TLS{CertFile: escape(t.CertFile), KeyFile: escape(t.KeyFile)} }
 
 func escapeAll(list []string) []string {
 	var all []string

@@ -127,7 +127,11 @@ func TestExampleBelongsToTheCaller(t *testing.T) {
 
 func TestEverySettingIsRead(t *testing.T) {
 	const text = `
-server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes: 1024, state: off, state_dir: "${HOME}/relay" }
+server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes: 1024, state: off, state_dir: "${HOME}/relay",
+  tls: { cert_file: "${TLS_CERT}", key_file: "${TLS_KEY}" }, insecure_cleartext: true, allowed_hosts: [ relay.example.com, "::1" ], allowed_origins: [ "https://${ORIGIN}:8443", vscode-webview://a-b ] }
+admin: { listen: off, pprof: true, tls: { cert_file: "${TLS_CERT}", key_file: "${TLS_KEY}" }, insecure_cleartext: true, allowed_hosts: [ 10.0.0.7 ] }
+metrics: off
+tracing: { endpoint: "http://${ORIGIN}:4318/v1/traces", headers: { x-tenant: a, Authorization: "Bearer ${TOKEN}" }, sample: 0.25, propagate: true }
 clients:
 - name: dev
   token: ${TOKEN}
@@ -165,8 +169,20 @@ providers:
   origin: acme
 `
 	prices := writeFile(t, 0o644, okPrice)
+	cert, key := certificate(t)
+	pair := config.TLS{CertFile: cert, KeyFile: key}
 	want := config.Config{
-		Server:  config.Server{Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024, State: "off", StateDir: "/home/me/relay"},
+		Server: config.Server{
+			Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024, State: "off", StateDir: "/home/me/relay",
+			TLS: pair, InsecureCleartext: true, AllowedHosts: []string{"relay.example.com", "::1"},
+			AllowedOrigins: []string{"https://app.example.com:8443", "vscode-webview://a-b"},
+		},
+		Admin:   config.Admin{Listen: "off", PProf: true, TLS: pair, InsecureCleartext: true, AllowedHosts: []string{"10.0.0.7"}},
+		Metrics: "off",
+		Tracing: config.Tracing{
+			Endpoint: "http://app.example.com:4318/v1/traces", Sample: 0.25, Propagate: true,
+			Headers: map[string]secret.Value{"x-tenant": secret.New("a"), "Authorization": secret.New("Bearer s3cret-token")},
+		},
 		Logging: config.Logging{Level: "trace", Format: "console"},
 		Routing: router.Config{
 			Strategy: "latency", RetryUnknown: ptr(false),
@@ -208,7 +224,8 @@ providers:
 	}
 	want.Providers[0].Pool = keypool.PoolConfig{Strategy: "weighted", MaxWait: ptr(time.Duration(0)), Affinity: "off"}
 	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red", "HOME", "/home/me",
-		"LOCAL", "local-llm", "OPUS", "claude-opus-5-5", "PRICES", prices))
+		"LOCAL", "local-llm", "OPUS", "claude-opus-5-5", "PRICES", prices,
+		"TLS_CERT", cert, "TLS_KEY", key, "ORIGIN", "app.example.com"))
 	require.NoError(t, err)
 	assert.Equal(t, &want, got)
 
@@ -245,10 +262,10 @@ func TestWaysToWriteAFile(t *testing.T) {
 		"CRLF":             "providers:\r\n- keys:\r\n  - key: k1\r\n    rpm_limit: 10\r\n",
 		"byte order mark":  "\ufeffproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]",
 		"document markers": "---\nproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]\n...\n",
-		"nothing said": "server:\nclients:\nlogging: ~\nrouting: null\nmodels:\naliases:\nprices:\npassthrough:\nproviders:\n- name:\n  base_url:\n  headers:\n  pool:\n" +
+		"nothing said": "server:\nadmin: { listen:, tls:, allowed_hosts: }\nmetrics:\ntracing: { endpoint:, headers:, sample: }\nclients:\nlogging: ~\nrouting: null\nmodels:\naliases:\nprices:\npassthrough:\nproviders:\n- name:\n  base_url:\n  headers:\n  pool:\n" +
 			"  health_check:\n  origin:\n  keys:\n  - key: k1\n    rpm_limit: 10\n    priority:\n    weight: ~\n",
 		"nothing said of routing": "routing: { strategy:, retry_unknown:, default: ~, weights: }\nproviders: [{ keys: [{ key: k1, rpm_limit: 10 }] }]",
-		"empty lists": "clients: []\nserver: {}\nmodels: []\naliases: {}\nprices: ''\nrouting: { default: [], weights: [] }\n" +
+		"empty lists": "clients: []\nserver: { tls: {}, allowed_hosts: [], allowed_origins: [] }\nadmin: { listen: '', tls: { cert_file: '', key_file: '' } }\ntracing: { endpoint: '', headers: {} }\nmodels: []\naliases: {}\nprices: ''\nrouting: { default: [], weights: [] }\n" +
 			"providers: [{ headers: {}, pool: {}, health_check: 0s, origin: '', keys: [{ key: k1, rpm_limit: 10 }] }]",
 		"long comment": "providers: [{ keys: [{ key: k1, rpm_limit: 10 }] }] " + strings.Repeat("#", 3000),
 		"long line":    "providers: [{ " + strings.Repeat(" ", 1000) + "keys: [{ key: k1, rpm_limit: 10 }] }]",
@@ -273,7 +290,9 @@ func TestPoolConfigHasTheKeys(t *testing.T) {
 func TestRedacted(t *testing.T) {
 	const canary = "sk-ant-api03-canary-0123456789"
 	const text = `
-server: { listen: 0.0.0.0:80, state_dir: "/var/$${x}" }
+server: { listen: 0.0.0.0:80, state_dir: "/var/$${x}", insecure_cleartext: true, allowed_hosts: [ a ], allowed_origins: [ "https://b" ] }
+admin: { listen: "unix:/run/$${x}", pprof: true }
+tracing: { endpoint: "https://a/$${b}", headers: { x-credential: "${CANARY}" }, sample: 0.5 }
 classes: [ { models: [ "$$a-*" ], class: b$$ } ]
 routing: { default: [ "anthropic/$${a}" ], weights: [ 2 ], retry_unknown: false, strategy: shuffle }
 models: [ { match: [ "$$b*" ], class: c$$, clients: [ ci ], targets: [ "anthropic/$$d" ], weights: [ 3 ], strategy: cost } ]
@@ -298,6 +317,14 @@ providers:
   max_body_bytes: 33554432
   state: "on"
   state_dir: /var/$${x}
+  insecure_cleartext: true
+  allowed_hosts:
+  - a
+  allowed_origins:
+  - https://b
+admin:
+  listen: unix:/run/$${x}
+  pprof: true
 clients:
 - name: dev
   token: "[redacted]"
@@ -306,6 +333,12 @@ clients:
 logging:
   level: info
   format: json
+metrics: "on"
+tracing:
+  endpoint: https://a/$${b}
+  headers:
+    x-credential: "[redacted]"
+  sample: 0.5
 routing:
   strategy: shuffle
   retry_unknown: false

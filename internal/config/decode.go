@@ -6,9 +6,6 @@ import (
 	"reflect"
 	"strconv"
 	"strings"
-
-	"github.com/goccy/go-yaml/ast"
-	"github.com/goccy/go-yaml/token"
 )
 
 // errPlainOnly keeps a value where it is used: a key that is merged in from
@@ -24,54 +21,54 @@ type decoder struct {
 	literals []string // paths of secrets that the file itself holds
 }
 
-// value decodes node into dst. A null leaves dst as it is.
-func (d *decoder) value(path string, node ast.Node, dst reflect.Value) {
-	switch node.(type) {
-	case *ast.NullNode:
+// value decodes n into dst. A null leaves dst as it is.
+func (d *decoder) value(path string, n *node, dst reflect.Value) {
+	switch n.kind {
+	case nodeNull:
 		return
-	case *ast.AnchorNode, *ast.AliasNode, *ast.TagNode:
+	case nodeFancy:
 		d.add(path, errPlainOnly)
 		return
 	}
 	switch {
 	case dst.Type() == secretType:
-		d.scalar(path, node, dst)
+		d.scalar(path, n, dst)
 	case dst.Kind() == reflect.Pointer:
 		dst.Set(reflect.New(dst.Type().Elem()))
-		d.value(path, node, dst.Elem())
+		d.value(path, n, dst.Elem())
 	case dst.Kind() == reflect.Struct:
-		d.structure(path, node, dst)
+		d.structure(path, n, dst)
 	case dst.Kind() == reflect.Map:
-		d.table(path, node, dst)
+		d.table(path, n, dst)
 	case dst.Kind() == reflect.Slice:
-		d.list(path, node, dst)
+		d.list(path, n, dst)
 	default:
-		d.scalar(path, node, dst)
+		d.scalar(path, n, dst)
 	}
 }
 
-func (d *decoder) structure(path string, node ast.Node, dst reflect.Value) {
+func (d *decoder) structure(path string, n *node, dst reflect.Value) {
 	fields, names := fieldsOf(dst.Type())
-	for name, pair := range d.pairs(path, node) {
+	for name, pair := range d.pairs(path, n) {
 		field, ok := fields[name]
 		if !ok {
-			d.unknown(path, name, pair.Key, names)
+			d.unknown(path, name, pair.at, names)
 			continue
 		}
 		child := join(path, name)
-		d.places[child] = d.at(pair)
-		d.value(child, pair.Value, dst.FieldByIndex(field))
+		d.places[child] = pair.place()
+		d.value(child, pair.value, dst.FieldByIndex(field))
 	}
 }
 
 // table decodes a mapping with free names: the headers of a provider.
-func (d *decoder) table(path string, node ast.Node, dst reflect.Value) {
+func (d *decoder) table(path string, n *node, dst reflect.Value) {
 	elems := reflect.MakeMap(dst.Type())
-	for name, pair := range d.pairs(path, node) {
+	for name, pair := range d.pairs(path, n) {
 		child := join(path, name)
-		d.places[child] = d.at(pair)
+		d.places[child] = pair.place()
 		elem := reflect.New(dst.Type().Elem()).Elem()
-		d.value(child, pair.Value, elem)
+		d.value(child, pair.value, elem)
 		elems.SetMapIndex(reflect.ValueOf(name), elem)
 	}
 	if elems.Len() > 0 {
@@ -79,19 +76,18 @@ func (d *decoder) table(path string, node ast.Node, dst reflect.Value) {
 	}
 }
 
-func (d *decoder) list(path string, node ast.Node, dst reflect.Value) {
-	seq, ok := node.(*ast.SequenceNode)
-	if !ok {
-		d.addf(path, `must be a list; start each entry with "- "`)
+func (d *decoder) list(path string, n *node, dst reflect.Value) {
+	if n.kind != nodeList {
+		d.addf(path, "%s", howList.in(d.file))
 		return
 	}
-	if len(seq.Values) == 0 {
+	if len(n.items) == 0 {
 		return
 	}
-	dst.Set(reflect.MakeSlice(dst.Type(), len(seq.Values), len(seq.Values)))
-	for i, item := range seq.Values {
+	dst.Set(reflect.MakeSlice(dst.Type(), len(n.items), len(n.items)))
+	for i, item := range n.items {
 		child := path + "[" + strconv.Itoa(i) + "]"
-		d.places[child] = placeOf(first(item))
+		d.places[child] = item.at
 		elem := dst.Index(i)
 		if with, ok := elem.Addr().Interface().(interface{ setDefaults() }); ok {
 			with.setDefaults()
@@ -101,58 +97,44 @@ func (d *decoder) list(path string, node ast.Node, dst reflect.Value) {
 }
 
 // pairs yields the entries of a mapping by name and reports names written twice.
-func (d *decoder) pairs(path string, node ast.Node) iter.Seq2[string, *ast.MappingValueNode] {
-	return func(yield func(string, *ast.MappingValueNode) bool) {
-		m, ok := node.(ast.MapNode)
-		if !ok {
-			d.addf(path, `must be a mapping; write "name: value" lines`)
+func (d *decoder) pairs(path string, n *node) iter.Seq2[string, pair] {
+	return func(yield func(string, pair) bool) {
+		if n.kind != nodeMapping {
+			d.addf(path, "%s", howMapping.in(d.file))
 			return
 		}
 		seen := map[string]place{}
-		for it := m.MapRange(); it.Next(); {
-			pair := it.KeyValue()
-			at := placeOf(pair.Key.GetToken())
-			if !plainKey(pair.Key) {
-				d.addAt(at, path, errPlainOnly)
+		for _, p := range n.pairs {
+			if p.value == nil {
+				d.addAt(p.at, path, errPlainOnly)
 				continue
 			}
-			name := pair.Key.GetToken().Value
-			if before, twice := seen[name]; twice {
-				d.addAt(at, shownPath(path, name), errors.New("written twice, first on line "+strconv.Itoa(before.line)+"; remove one"))
+			if before, twice := seen[p.name]; twice {
+				d.addAt(p.at, shownPath(path, p.name), errors.New("written twice, first on line "+strconv.Itoa(before.line)+"; remove one"))
 				continue
 			}
-			seen[name] = at
-			if !yield(name, pair) {
+			seen[p.name] = p.at
+			if !yield(p.name, p) {
 				return
 			}
 		}
 	}
 }
 
-// plainKey reports whether key is a name and nothing else.
-func plainKey(key ast.MapKeyNode) bool {
-	switch key.(type) {
-	case *ast.StringNode, *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.NullNode:
-		return true
-	}
-	return false
-}
-
-func (d *decoder) unknown(path, name string, key ast.MapKeyNode, known []string) {
+func (d *decoder) unknown(path, name string, at place, known []string) {
 	hint := "known here: " + strings.Join(known, ", ")
 	if near := nearest(name, known); near != "" {
 		hint = "did you mean " + near + "?"
 	}
-	d.addAt(placeOf(key.GetToken()), shownPath(path, name), errors.New("unknown field; "+hint))
+	d.addAt(at, shownPath(path, name), errors.New("unknown field; "+hint))
 }
 
-// at returns the place of a pair's value if it is a scalar, else that of its name.
-func (d *decoder) at(pair *ast.MappingValueNode) place {
-	switch pair.Value.(type) {
-	case *ast.NullNode, *ast.MappingNode, *ast.MappingValueNode, *ast.SequenceNode:
-		return placeOf(pair.Key.GetToken())
+// place is where the value stands if it is one value, else where its name does.
+func (p pair) place() place {
+	if p.value.kind == nodeScalar || p.value.kind == nodeFancy {
+		return p.value.at
 	}
-	return placeOf(pair.Value.GetToken())
+	return p.at
 }
 
 // fieldsOf maps the yaml names of a struct, those of inlined structs included, to
@@ -168,27 +150,6 @@ func fieldsOf(t reflect.Type) (fields map[string][]int, names []string) {
 		names = append(names, name)
 	}
 	return fields, names
-}
-
-// first returns the token at which node begins; that of a mapping in block style
-// is its first name, where the library gives the colon.
-func first(node ast.Node) *token.Token {
-	switch n := node.(type) {
-	case *ast.MappingNode:
-		if !n.IsFlowStyle && len(n.Values) > 0 {
-			return n.Values[0].Key.GetToken()
-		}
-	case *ast.MappingValueNode:
-		return n.Key.GetToken()
-	}
-	return node.GetToken()
-}
-
-func placeOf(t *token.Token) place {
-	if t == nil || t.Position == nil {
-		return place{}
-	}
-	return place{t.Position.Line, t.Position.Column}
 }
 
 func join(path, name string) string {

@@ -75,5 +75,5 @@ providers:
 // A name is not expanded, so no variable decides which setting is written.
 func TestNamesAreNotExpanded(t *testing.T) {
 	_, err := config.Parse("c.yaml", []byte(ok+`"${A}": { listen: "127.0.0.1:1" }`), environ("A", "server"))
-	assert.EqualError(t, err, "c.yaml:2:1: unknown field; known here: server, clients, logging, routing, models, aliases, prices, passthrough, classes, providers")
+	assert.EqualError(t, err, "c.yaml:2:1: unknown field; known here: server, admin, clients, logging, metrics, tracing, routing, models, aliases, prices, passthrough, classes, providers")
 }

@@ -82,10 +82,10 @@ func bare(err error) error {
 	return err
 }
 
-// Find returns the configuration file to load: flag if it is set, else
-// ./config.yaml, else cc-relay/config.yaml under XDG_CONFIG_HOME or ~/.config.
-// ok is false when there is none, which is an error only for flag. A file that is
-// there and cannot be looked at is an error.
+// Find returns the configuration file to load: flag if it is set, else config.yaml
+// or config.toml in the working directory, else in cc-relay under XDG_CONFIG_HOME or
+// ~/.config. ok is false when there is none, which is an error only for flag. Both in
+// one directory are an error, as is a file that is there and cannot be looked at.
 // https://specifications.freedesktop.org/basedir-spec/latest/
 func Find(flag string) (path string, ok bool, err error) {
 	if flag != "" {
@@ -94,29 +94,49 @@ func Find(flag string) (path string, ok bool, err error) {
 		}
 		return flag, true, nil
 	}
-	for _, path := range usualPaths() {
-		_, err := os.Stat(path)
-		if err == nil {
-			return path, true, nil
+	for _, dir := range usualDirs() {
+		yaml, toml := filepath.Join(dir, "config.yaml"), filepath.Join(dir, "config.toml")
+		hasYAML, err := exists(yaml)
+		if err != nil {
+			return "", false, err
 		}
-		if !errors.Is(err, fs.ErrNotExist) && !errors.Is(err, syscall.ENOTDIR) {
-			return "", false, fmt.Errorf("configuration file %s: %w", path, bare(err))
+		hasTOML, err := exists(toml)
+		switch {
+		case err != nil:
+			return "", false, err
+		case hasYAML && hasTOML:
+			return "", false, fmt.Errorf("two configuration files, %s and %s: remove one, or choose with --config", yaml, toml)
+		case hasYAML:
+			return yaml, true, nil
+		case hasTOML:
+			return toml, true, nil
 		}
 	}
 	return "", false, nil
 }
 
-func usualPaths() []string {
-	paths := []string{"config.yaml"}
+func exists(path string) (bool, error) {
+	_, err := os.Stat(path)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENOTDIR) {
+		return false, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("configuration file %s: %w", path, bare(err))
+	}
+	return true, nil
+}
+
+func usualDirs() []string {
+	dirs := []string{""}
 	dir := os.Getenv("XDG_CONFIG_HOME")
 	if !filepath.IsAbs(dir) {
 		home, err := os.UserHomeDir()
 		if err != nil {
-			return paths
+			return dirs
 		}
 		dir = filepath.Join(home, ".config")
 	}
-	return append(paths, filepath.Join(dir, "cc-relay", "config.yaml"))
+	return append(dirs, filepath.Join(dir, "cc-relay"))
 }
 
 // FromEnv returns the configuration of a relay without a file: every default, and

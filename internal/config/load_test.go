@@ -156,6 +156,15 @@ func TestFind(t *testing.T) {
 	assert.EqualError(t, err, "configuration file none.yaml: cannot be read: no such file or directory")
 	assert.ErrorIs(t, err, fs.ErrNotExist)
 
+	require.NoError(t, os.Rename("config.yaml", "config.toml"))
+	find("", "config.toml")
+	touch("config.yaml")
+	_, found, err = config.Find("")
+	assert.False(t, found)
+	assert.EqualError(t, err, "two configuration files, config.yaml and config.toml: remove one, or choose with --config")
+	find("config.toml", "config.toml")
+	require.NoError(t, os.Remove("config.toml"))
+
 	loop := filepath.Join(t.TempDir(), "cc-relay")
 	require.NoError(t, os.Symlink(loop, loop))
 	require.NoError(t, os.Remove("config.yaml"))

@@ -17,7 +17,7 @@ const hashOfToken = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f
 
 func TestMistakes(t *testing.T) {
 	empty := "c.yaml: empty; " + `write at least: providers: [{ keys: [{ key: "${ANTHROPIC_API_KEY}" }] }]`
-	const known = "known here: server, clients, logging, routing, models, aliases, prices, passthrough, classes, providers"
+	const known = "known here: server, admin, clients, logging, metrics, tracing, routing, models, aliases, prices, passthrough, classes, providers"
 	for _, test := range []struct {
 		name, text string
 		want       []string
@@ -50,7 +50,7 @@ func TestMistakes(t *testing.T) {
 			"c.yaml:2:11: server.drainTimeout: unknown field; did you mean drain_timeout?",
 			"c.yaml:2:29: server.Drain-Timeout: unknown field; did you mean drain_timeout?"}},
 		{"unknown, far", ok + "tls: {}\n", []string{"c.yaml:2:1: tls: unknown field; " + known}},
-		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes, state, state_dir"}},
+		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes, state, state_dir, tls, insecure_cleartext, allowed_hosts, allowed_origins"}},
 		{"unknown, long", ok + "providers" + strings.Repeat("s", 30) + ": 1\n", []string{"c.yaml:2:1: unknown field; " + known}},
 		{"unknown in an inlined struct", "providers:\n- url: x\n  keys: [{ key: k }]\n", []string{"c.yaml:2:3: providers[0].url: unknown field; known here: " +
 			"name, kind, base_url, auth, headers, ca_file, allow_http, dial_timeout, first_token_timeout, response_timeout, idle_timeout, health_check, origin, pool, keys"}},
@@ -171,7 +171,7 @@ func TestMistakes(t *testing.T) {
 			"c.yaml:4:3: clients[1]: same token as clients[0]; give each client its own",
 			"c.yaml:6:3: clients[3]: same token as clients[2]; give each client its own"}},
 
-		{"one mistake, one line", "server: { listen: ':80' }\nclients: x\n" + ok, []string{`c.yaml:2:10: clients: must be a list; start each entry with "- "`}},
+		{"one mistake, one line", "server: { listen: ':80', insecure_cleartext: true }\nclients: x\n" + ok, []string{`c.yaml:2:10: clients: must be a list; start each entry with "- "`}},
 		{"unset hash", ok + "clients: [{ name: a, token_sha256: '${UNSET}' }]\n", []string{
 			`c.yaml:2:36: clients[0].token_sha256: not set in the environment: UNSET; set it, or write a default: "${UNSET:-default}"`}},
 

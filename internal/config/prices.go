@@ -12,8 +12,6 @@ import (
 	"cc-relay/internal/price"
 )
 
-const minimalPrices = "write at least: prices: [{ model: NAME, input: 3, output: 15 }]"
-
 // LoadPrices reads the price list at path with the process environment; see
 // ParsePrices. What Load says of files holds here, but for secrets: there are none.
 func LoadPrices(path string) ([]price.Price, error) {
@@ -87,7 +85,7 @@ func checkDate(r *report, path, date string) {
 // for the same model, provider and prompts.
 func checkPrices(r *report, rows []priceRow) {
 	if len(rows) == 0 {
-		r.addf("prices", "none; %s", minimalPrices)
+		r.addf("prices", "none; %s", minimalPrices.in(r.file))
 	}
 	type key struct {
 		model, provider string

@@ -7,8 +7,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/goccy/go-yaml/ast"
-
 	"cc-relay/internal/secret"
 )
 
@@ -19,27 +17,12 @@ var (
 
 var errNotNumber = errors.New("not a number; write one such as 3 or 0.25")
 
-// scalarText returns the text of a scalar as written, without its quotes. How to
-// read it is for the field to say, so that "50", 50 and "${FIFTY}" are one.
-func scalarText(node ast.Node) (string, bool) {
-	switch n := node.(type) {
-	case *ast.StringNode:
-		return n.Value, true
-	case *ast.LiteralNode:
-		return n.Value.Value, true
-	case *ast.IntegerNode, *ast.FloatNode, *ast.BoolNode, *ast.InfinityNode, *ast.NanNode:
-		return n.GetToken().Value, true
-	}
-	return "", false
-}
-
-func (d *decoder) scalar(path string, node ast.Node, dst reflect.Value) {
-	text, ok := scalarText(node)
-	if !ok {
+func (d *decoder) scalar(path string, n *node, dst reflect.Value) {
+	if n.kind != nodeScalar {
 		d.addf(path, "must be a single value, not a list or a mapping")
 		return
 	}
-	value, literal, err := expand(text, d.env)
+	value, literal, err := expand(n.text, d.env)
 	if dst.Type() == secretType && literal {
 		d.literals = append(d.literals, path)
 	}

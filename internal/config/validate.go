@@ -4,12 +4,9 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
-	"net"
-	"net/netip"
 	"path/filepath"
 	"regexp"
 	"slices"
-	"strconv"
 	"strings"
 	"time"
 
@@ -26,11 +23,16 @@ const (
 	minTokenLength = 8
 )
 
+var (
+	logLevels  = []string{"trace", "debug", "info", "warn", "error"}
+	logFormats = []string{"json", "console"}
+)
+
 var clientName = regexp.MustCompile(`^[A-Za-z0-9][A-Za-z0-9._@-]{0,63}$`)
 
 // Validate checks a configuration that was changed or built by hand, as after a
 // flag replaced a value. The error joins one *Mistake for everything that is
-// wrong, without lines. It reads the CA files and the prices that c names.
+// wrong, without lines. It reads the certificates, CA files and prices that c names.
 func (c *Config) Validate() error {
 	r := newReport("configuration")
 	c.validate(r)
@@ -38,7 +40,7 @@ func (c *Config) Validate() error {
 }
 
 func (c *Config) validate(r *report) {
-	c.checkListen(r)
+	c.checkListeners(r)
 	checkDuration(r, "server.drain_timeout", c.Server.DrainTimeout)
 	if c.Server.MaxBodyBytes < 1 || c.Server.MaxBodyBytes > maxBody {
 		r.addf("server.max_body_bytes", "%d is not a size; write 1 to %d bytes", c.Server.MaxBodyBytes, maxBody)
@@ -47,8 +49,10 @@ func (c *Config) validate(r *report) {
 	if dir := c.Server.StateDir; dir != "" && (!filepath.IsAbs(dir) || strings.ContainsRune(dir, 0)) {
 		r.addf("server.state_dir", `not an absolute path; write one, such as /var/lib/cc-relay or "${HOME}/.cc-relay"`)
 	}
-	checkOneOf(r, "logging.level", c.Logging.Level, "trace", "debug", "info", "warn", "error")
-	checkOneOf(r, "logging.format", c.Logging.Format, "json", "console")
+	checkOneOf(r, "logging.level", c.Logging.Level, logLevels...)
+	checkOneOf(r, "logging.format", c.Logging.Format, logFormats...)
+	checkOneOf(r, "metrics", c.Metrics, MetricsOn, MetricsOff)
+	checkTracing(r, c.Tracing)
 	checkClients(r, c.Clients)
 	checkClasses(r, c.Classes)
 	checkProviders(r, c.Providers)
@@ -66,37 +70,6 @@ func (c *Config) checkPassthrough(r *report) {
 	if !slices.ContainsFunc(c.Providers, func(p Provider) bool { return p.WithDefaults().Origin == provider.OriginAnthropic }) {
 		r.addf("passthrough", "no provider is Anthropic's, and a client's own credential goes to no other; add one, or set origin: anthropic on one that is")
 	}
-}
-
-func (c *Config) checkListen(r *report) {
-	const path = "server.listen"
-	host, port, err := net.SplitHostPort(c.Server.Listen)
-	if err != nil {
-		r.addf(path, "not an address; write HOST:PORT, such as 127.0.0.1:8787")
-		return
-	}
-	if _, err := strconv.ParseUint(port, 10, 16); err != nil {
-		r.addf(path, "the port must be a number from 0 to 65535")
-		return
-	}
-	if strings.ContainsFunc(host, func(c rune) bool { return c <= ' ' || c > '~' || c == '/' }) {
-		r.addf(path, "not a host; write an IP address or localhost")
-		return
-	}
-	if !isLoopback(host) && len(c.Clients) == 0 && !r.failed["clients"] {
-		r.addf(path, "other machines could spend your keys: no clients are configured; "+
-			"add clients, each with a name and a token, or listen on 127.0.0.1:8787")
-	}
-}
-
-// isLoopback reports whether host reaches this machine only. A name other than
-// localhost may resolve to anything.
-func isLoopback(host string) bool {
-	if strings.EqualFold(host, "localhost") {
-		return true
-	}
-	addr, err := netip.ParseAddr(host)
-	return err == nil && addr.IsLoopback()
 }
 
 func checkClients(r *report, clients []auth.ClientConfig) {

@@ -34,7 +34,7 @@ var fixedHeaders = []string{
 
 func checkProviders(r *report, providers []Provider) {
 	if len(providers) == 0 {
-		r.addf("providers", "none; %s", minimal)
+		r.addf("providers", "none; %s", minimal.in(r.file))
 	}
 	names, keys := map[string]int{}, map[string]string{}
 	for i, p := range providers {
@@ -74,7 +74,11 @@ func checkProviders(r *report, providers []Provider) {
 		if err := caFileError(p.CAFile); err != nil {
 			r.add(path+".ca_file", err)
 		}
-		checkHeaders(r, path, p)
+		auth := ""
+		if len(p.Keys) > 0 {
+			auth = authHeader(p.Auth)
+		}
+		checkHeaders(r, path+".headers.", p.Headers, auth)
 		checkKeys(r, path, p, keys)
 	}
 }
@@ -103,6 +107,8 @@ func baseURLError(raw string, allowHTTP bool) error {
 	return nil
 }
 
+var errNoCertificate = errors.New("has no PEM certificate that can be read; name a file with BEGIN CERTIFICATE lines")
+
 // caFileError reads the file now: a CA that is found unreadable later would fail
 // every request.
 func caFileError(path string) error {
@@ -114,15 +120,17 @@ func caFileError(path string) error {
 		return err
 	}
 	if !x509.NewCertPool().AppendCertsFromPEM(data) {
-		return errors.New("has no PEM certificate that can be read; name a file with BEGIN CERTIFICATE lines")
+		return errNoCertificate
 	}
 	return nil
 }
 
-func checkHeaders(r *report, path string, p Provider) {
+// checkHeaders checks headers that are set on each request; auth is the one that
+// carries a key, or "".
+func checkHeaders(r *report, path string, headers map[string]secret.Value, auth string) {
 	seen := map[string]bool{}
-	for _, name := range slices.Sorted(maps.Keys(p.Headers)) {
-		at := path + ".headers." + name
+	for _, name := range slices.Sorted(maps.Keys(headers)) {
+		at := path + name
 		canonical := textproto.CanonicalMIMEHeaderKey(name)
 		switch {
 		case !headerName.MatchString(name):
@@ -131,9 +139,9 @@ func checkHeaders(r *report, path string, p Provider) {
 			r.addf(at, "is set by the relay or the connection; remove it")
 		case seen[canonical]:
 			r.addf(at, "written twice, in upper and lower case; remove one")
-		case len(p.Keys) > 0 && canonical == authHeader(p.Auth):
+		case canonical == auth:
 			r.addf(at, "carries the key from keys; remove it, or remove keys")
-		case !isHeaderValue(p.Headers[name]):
+		case !isHeaderValue(headers[name]):
 			r.addf(at, "has a line break or a control character; remove it")
 		}
 		seen[canonical] = true

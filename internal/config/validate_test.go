@@ -76,7 +76,7 @@ func TestListenBeyondThisMachineNeedsClients(t *testing.T) {
 		"localhost.example.com:80": false, "127.1:80": false, "[fe80::1%eth0]:80": false,
 	} {
 		t.Run(listen, func(t *testing.T) {
-			text := "server: { listen: '" + listen + "' }\n" + ok
+			text := "server: { listen: '" + listen + "', insecure_cleartext: true }\n" + ok
 			_, err := config.Parse("c.yaml", []byte(text), environ())
 			if loopback {
 				assert.NoError(t, err)
@@ -140,7 +140,7 @@ func TestValidate(t *testing.T) {
 	require.NoError(t, err)
 	require.NoError(t, cfg.Validate())
 
-	cfg.Server.Listen = ":8787"
+	cfg.Server.Listen, cfg.Server.InsecureCleartext = ":8787", true
 	cfg.Providers[0].Keys[0].Weight = ptr(0)
 	assert.EqualError(t, cfg.Validate(), "configuration: server.listen: other machines could spend your keys: no clients are configured; "+
 		"add clients, each with a name and a token, or listen on 127.0.0.1:8787\n"+
