@@ -43,26 +43,12 @@ func (d *Dir) Load(name string, version int, into any) error {
 
 // read returns a file's bytes. A link is not followed, and a pipe not waited for.
 func (d *Dir) read(name string) ([]byte, error) {
-	named, err := d.root.Lstat(name)
+	f, size, err := d.openPrivate(name, os.O_RDONLY)
 	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", bare(err))
-	}
-	if !named.Mode().IsRegular() {
-		return nil, errors.New("is not a regular file")
-	}
-	f, err := d.root.OpenFile(name, os.O_RDONLY|syscall.O_NONBLOCK, 0)
-	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", bare(err))
-	}
-	defer func() { _ = f.Close() }()
-	info, err := f.Stat()
-	if err != nil {
-		return nil, fmt.Errorf("cannot be read: %w", bare(err))
-	}
-	if err := private(info, "chmod 600 "+filepath.Join(d.path, name)); err != nil {
 		return nil, err
 	}
-	if info.Size() > maxFile {
+	defer func() { _ = f.Close() }()
+	if size > maxFile {
 		return nil, fmt.Errorf("is larger than %d bytes", maxFile)
 	}
 	sealed, err := io.ReadAll(io.LimitReader(f, maxFile))
@@ -70,6 +56,48 @@ func (d *Dir) read(name string) ([]byte, error) {
 		return nil, fmt.Errorf("cannot be read: %w", bare(err))
 	}
 	return sealed, nil
+}
+
+// openPrivate opens a regular file that is there and nobody else's, and returns its
+// size. A link is not followed, and a pipe not waited for.
+func (d *Dir) openPrivate(name string, flag int) (f *os.File, size int64, err error) {
+	for range 10 { // another process may replace it at the same time
+		f, size, err = d.tryOpen(name, flag)
+		if !errors.Is(err, errReplaced) {
+			break
+		}
+	}
+	return f, size, err
+}
+
+var errReplaced = errors.New("was replaced while it was opened; try again")
+
+func (d *Dir) tryOpen(name string, flag int) (*os.File, int64, error) {
+	named, err := d.root.Lstat(name)
+	if err != nil {
+		return nil, 0, fmt.Errorf("cannot be read: %w", bare(err))
+	}
+	if !named.Mode().IsRegular() {
+		return nil, 0, errors.New("is not a regular file")
+	}
+	f, err := d.root.OpenFile(name, flag|syscall.O_NONBLOCK, 0)
+	if err != nil {
+		return nil, 0, fmt.Errorf("cannot be opened: %w", bare(err))
+	}
+	info, err := f.Stat()
+	switch {
+	case err != nil:
+		err = fmt.Errorf("cannot be read: %w", bare(err))
+	case !os.SameFile(named, info):
+		err = errReplaced
+	default:
+		err = private(info, "chmod 600 "+filepath.Join(d.path, name))
+	}
+	if err != nil {
+		_ = f.Close()
+		return nil, 0, err
+	}
+	return f, info.Size(), nil
 }
 
 // Save writes v as JSON under name, readable by its owner alone. Before it returns
@@ -92,6 +120,11 @@ func (d *Dir) write(name string, version int, v any, place func(temp, name strin
 	if err != nil {
 		return err
 	}
+	return d.put(name, sealed, place)
+}
+
+// put is write for bytes as they are.
+func (d *Dir) put(name string, sealed []byte, place func(temp, name string) error) error {
 	temp := name + tempMark + rand.Text()
 	f, err := d.root.OpenFile(temp, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 	if err != nil {
