@@ -28,14 +28,20 @@ var allowed = map[string][]string{
 	"internal/ratelimit": {"internal/secret"},
 	"internal/auth":      {"internal/secret"},
 	"internal/health":    {},
+	"internal/metrics":   {},
 	"internal/keypool":   {"internal/ratelimit", "internal/secret"},
 	"internal/http1":     {},
+	"internal/trace":     {"internal/secret"},
 	"internal/price":     {"internal/keypool"}, // its patterns of models' names
 	"internal/provider":  {"internal/http1", "internal/messages", "internal/secret"},
 	"internal/router":    {"internal/provider", "internal/keypool", "internal/health", "internal/price"},
 	"internal/proxy": {
 		"internal/health", "internal/router", "internal/keypool", "internal/ratelimit", "internal/provider",
 		"internal/messages", "internal/auth", "internal/secret",
+		"internal/metrics", "internal/trace",
+	},
+	"internal/admin": {
+		"internal/router", "internal/keypool", "internal/health", "internal/ratelimit", "internal/state",
 	},
 	// For their Config types.
 	"internal/config": {

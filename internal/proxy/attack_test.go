@@ -276,6 +276,7 @@ func TestInventedModelsFillNoMemory(t *testing.T) {
 	for n := range 300 { // by their path, too
 		w := httptest.NewRecorder()
 		r := httptest.NewRequest("GET", "/v1/models/"+invented(n), nil)
+		r.Host = "relay"
 		r.Header.Set("X-Api-Key", aliceToken)
 		c.handler.ServeHTTP(w, r)
 	}

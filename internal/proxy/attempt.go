@@ -12,6 +12,7 @@ import (
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
 	"cc-relay/internal/router"
+	"cc-relay/internal/trace"
 )
 
 // Bounds of what is held of one answer.
@@ -29,6 +30,8 @@ type answer struct {
 	lane    *router.Lane         // nil for a client's own credential, which blames nobody
 	model   string               // asked for
 	began   time.Time
+	span    trace.Attempt
+	sent    *http.Request
 	ctx     context.Context
 	cancel  context.CancelCauseFunc
 	watch   watch // ends the attempt: response or first token, then silence
@@ -64,8 +67,10 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 		failed.unreachable = err
 		return nil, failed
 	}
+	x.routed, x.rule, x.strategy, x.home, x.skipped = true, plan.Rule, plan.Strategy, plan.Home, plan.Skipped
 	x.live.Router.Budget.Request()
 	at := walk{plan: plan.Candidates, resort: plan.Resort}
+	failed.draining = len(at.plan) == 0 && at.resort == nil
 	if len(at.plan) == 0 && !at.next(x) {
 		return nil, failed
 	}
@@ -106,6 +111,7 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key lease) *answer {
 	c := at.here()
 	a := &answer{up: c.Upstream, lane: c.Lane, model: c.Asks(x.model), lease: key, began: time.Now()}
+	a.span = x.span.Attempt(a.began)
 	a.ctx, a.cancel = context.WithCancelCause(x.r.Context())
 	a.up.Begin()
 	defer func() {
@@ -121,6 +127,7 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	}
 	a.verdict = a.try(x)
 	x.verdict = a.verdict
+	x.upstream += time.Since(a.began)
 	a.mark(x)
 	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone && !x.own {
 		h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
@@ -139,6 +146,10 @@ func (a *answer) try(x *exchange) verdict {
 	if err != nil {
 		return failed
 	}
+	if parent := a.span.Traceparent(); parent != "" {
+		req.Header["Traceparent"] = []string{parent}
+	}
+	a.sent = req
 	a.resp, err = a.up.Transport.RoundTrip(req) //nolint:bodyclose // closed by answer.close, whatever ends the attempt
 	if err != nil {
 		return judgeError(err, context.Cause(a.ctx))
@@ -324,14 +335,15 @@ func (a *answer) close(x *exchange) {
 	if a.lease.done != nil {
 		a.lease.done(health.Neither) // where a panic came before the verdict
 	}
-	a.up.End()
-	x.tries = append(x.tries, try{
-		upstream: a.up.Provider.Name(), key: a.lease.KeyID(), model: a.model, verdict: a.verdict,
-		status: a.status, took: time.Since(a.began), usage: a.usage,
+	x.wrote(step{
+		upstream: a.up.Provider.Name(), key: a.lease.KeyID(), model: a.model, class: x.demand.Class, sent: true, verdict: a.verdict,
+		status: a.status, took: time.Since(a.began), usage: a.usage, choice: a.lease.choice,
 	})
+	a.observe(x)
 	if a.resp != nil {
 		_ = a.resp.Body.Close()
 	}
+	a.up.End() // the last one may close the connections
 	if a.frames != nil {
 		keepFrames(a.frames)
 		a.frames = nil

@@ -59,7 +59,7 @@ func TestBodiesOverTheLimit(t *testing.T) {
 	a := newSim(t, "a", 1)
 	exact := ask(opus, false)
 	r := newRelay(t, setup{Config: proxy.Config{MaxBodyBytes: int64(len(exact))}, upstreams: []upstream{a.upstream}})
-	post := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n"
+	post := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n"
 	chunk := func(body string) string { return fmt.Sprintf("%x\r\n%s\r\n", len(body), body) }
 	for name, tt := range map[string]struct {
 		wire string
@@ -92,7 +92,7 @@ func TestBodiesThatEndEarly(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
-	post := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nX-Api-Key: " + aliceToken + "\r\n"
+	post := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nX-Api-Key: " + aliceToken + "\r\n"
 	for name, wire := range map[string]string{
 		"declared": post + fmt.Sprintf("Content-Length: 1000\r\n\r\n%s", ask(opus, false)),
 		"chunked":  post + "Transfer-Encoding: chunked\r\n\r\n1000\r\n" + ask(opus, false),

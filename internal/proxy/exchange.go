@@ -12,7 +12,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/rs/zerolog"
 	"github.com/zeebo/xxh3"
 
 	"cc-relay/internal/auth"
@@ -20,6 +19,7 @@ import (
 	"cc-relay/internal/messages"
 	"cc-relay/internal/provider"
 	"cc-relay/internal/router"
+	"cc-relay/internal/trace"
 )
 
 // Outcomes of a request in its access record.
@@ -39,6 +39,7 @@ type exchange struct {
 	id     string // the relay's own request id
 	start  time.Time
 	client string
+	route  string // its path, without what the client chose of it
 
 	body   *body
 	msg    messages.Request
@@ -46,9 +47,15 @@ type exchange struct {
 	demand keypool.Demand
 	named  bool // the client names the session
 
-	own      bool  // the client's own credential goes to the provider, and nothing is judged
-	tries    []try // attempts that have ended
-	first    [1]try
+	own      bool   // the client's own credential goes to the provider, and nothing is judged
+	steps    []step // what the request has tried
+	first    [1]step
+	further  int // steps beyond maxSteps
+	routed   bool
+	rule     string // that led to the upstreams
+	strategy string
+	home     bool // the conversation's home came first
+	skipped  []router.Skip
 	thinking []messages.Thinking // of the body; nil: not looked for yet
 	stripped int                 // thinking blocks left out, because another vendor made them
 
@@ -62,31 +69,18 @@ type exchange struct {
 	committed bool      // the status has been sent
 	extended  time.Time // when the write deadline was moved last
 	firstByte time.Duration
+	received  time.Duration // when the body was there, from the start
+	upstream  time.Duration // spent in attempts until they could be judged
 	usage     messages.Usage
 	partial   bool // usage of an answer that did not end
 	quiet     bool // a probe: logged at debug
+	span      trace.Span
 }
 
 func newExchange(live *Live, r *http.Request) *exchange {
 	x := &exchange{live: live, r: r, id: newID(), start: time.Now(), outcome: outcomeRefused}
-	x.tries = x.first[:0]
+	x.steps = x.first[:0]
 	return x
-}
-
-// try is one attempt that has ended, for the access record.
-type try struct {
-	upstream, key, model string
-	verdict              verdict
-	status               int
-	took                 time.Duration
-	usage                messages.Usage
-}
-
-// MarshalZerologObject implements zerolog.LogObjectMarshaler.
-func (t *try) MarshalZerologObject(e *zerolog.Event) {
-	e.Str("upstream", t.upstream).Str("key_id", t.key).Str("model", t.model).Str("verdict", t.verdict.String()).Int("status", t.status).
-		Dur("duration_ms", t.took).Int("input_tokens", t.usage.Input).Int("cache_write_tokens", t.usage.CacheWrite).
-		Int("cache_read_tokens", t.usage.CacheRead).Int("output_tokens", t.usage.Output)
 }
 
 // newID returns a request id of the relay; the provider's begin with req_ alone.
@@ -125,6 +119,7 @@ func (x *exchange) read(w http.ResponseWriter) bool {
 	x.body = b
 	switch {
 	case err == nil:
+		x.received = time.Since(x.start)
 		return true
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		x.refuse(w, http.StatusRequestTimeout, messages.InvalidRequest, "the request body did not arrive in time; send it again")
@@ -253,7 +248,7 @@ func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.Error
 	}
 	x.expose(w.Header())
 	x.committed = true
-	x.extend(w)
+	x.extend(w, time.Now())
 	messages.WriteError(w, status, kind, message, x.id)
 }
 
@@ -262,54 +257,6 @@ func (x *exchange) release() {
 	if x.body != nil {
 		x.body.release()
 	}
-}
-
-// record writes the one access record of the request.
-func (x *exchange) record(log zerolog.Logger) {
-	level := zerolog.InfoLevel
-	if x.quiet {
-		level = zerolog.DebugLevel
-	}
-	e := log.WithLevel(level)
-	if log.GetLevel() > level || e == nil {
-		return
-	}
-	e.Str("request_id", x.id).
-		Str("client", x.client).
-		Str("method", x.printable(x.r.Method)).
-		Str("path", x.printable(x.r.URL.Path)).
-		Str("model", x.printable(x.model)).
-		Bool("stream", x.msg.Stream).
-		Str("upstream", x.provider).
-		Str("key_id", x.keyID).
-		Int("attempts", x.attempts).
-		Str("verdict", x.verdict.String()).
-		Str("outcome", x.outcome).
-		Int("status", x.status).
-		Dur("ttfb_ms", x.firstByte).
-		Dur("duration_ms", time.Since(x.start)).
-		Dur("wait_ms", x.waited).
-		Int("input_tokens", x.usage.Input).
-		Int("cache_write_tokens", x.usage.CacheWrite).
-		Int("cache_read_tokens", x.usage.CacheRead).
-		Int("output_tokens", x.usage.Output).
-		Bool("partial", x.partial)
-	if len(x.tries) > 1 { // of one, all is said
-		tries := zerolog.Arr()
-		for i := range x.tries {
-			t := x.tries[i]
-			t.model = x.printable(t.model)
-			tries.Object(&t)
-		}
-		e.Array("tries", tries)
-	}
-	if x.stripped > 0 {
-		e.Int("thinking_stripped", x.stripped)
-	}
-	if x.own {
-		e.Bool("own_credential", true)
-	}
-	e.Msg("request")
 }
 
 // printable is what a client wrote, for the log: bounded, and without known

@@ -23,6 +23,7 @@ type failure struct {
 	oversized  string // says that the prompt is larger than any key's limit
 
 	unreachable error // no rule leads the model anywhere
+	draining    bool  // an operator keeps requests from all providers of the model
 }
 
 // reply is an error for the client: an upstream's own, or one of ours where body is nil.
@@ -111,6 +112,8 @@ func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	case f.unreachable != nil:
 		x.outcome = outcomeRefused
 		x.writeError(w, http.StatusNotFound, messages.NotFound, f.unreachable.Error())
+	case f.draining:
+		x.writeError(w, messages.StatusOverloaded, messages.Overloaded, "all providers of this model are being drained by the relay's operator; send the request again later")
 	case f.oversized != "":
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, f.oversized)
@@ -153,7 +156,7 @@ func (x *exchange) asked() string {
 func (x *exchange) writeError(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
 	x.status, x.committed = status, true
 	x.expose(w.Header())
-	x.extend(w)
+	x.extend(w, time.Now())
 	messages.WriteError(w, status, kind, message, x.id)
 }
 
@@ -174,7 +177,7 @@ func (x *exchange) writeReply(w http.ResponseWriter, r *reply) {
 		}
 		x.status, x.committed = r.status, true
 		x.expose(w.Header())
-		x.extend(w)
+		x.extend(w, time.Now())
 		messages.WriteError(w, r.status, messages.TypeOfStatus(r.status), message, id)
 		return
 	}

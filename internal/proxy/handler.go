@@ -21,8 +21,10 @@ import (
 	"cc-relay/internal/auth"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
+	"cc-relay/internal/metrics"
 	"cc-relay/internal/router"
 	"cc-relay/internal/secret"
+	"cc-relay/internal/trace"
 )
 
 // Config is what the handler itself can be told.
@@ -61,7 +63,17 @@ type Live struct {
 	// Passthrough sends requests with a client's own credential at Anthropic to the
 	// first upstream of that origin: as they are, outside the pool, without failover.
 	Passthrough bool
+	// Hosts are the names, besides localhost and IP addresses, that clients may call
+	// the relay by.
+	Hosts auth.Hosts
+	// Origins are web pages, as scheme://host[:port], whose scripts may use the relay:
+	// those of clients that run in a web view. Others are refused.
+	Origins []string
+	// Metrics and Trace are told of requests and attempts; nil: nobody is.
+	Metrics *metrics.Metrics
+	Trace   *trace.Tracer
 
+	cross *http.CrossOriginProtection
 	scrub *scrubber
 	mixed bool // models of more than one maker are to be had
 }
@@ -70,19 +82,20 @@ type Live struct {
 type Handler struct {
 	log      zerolog.Logger
 	live     atomic.Pointer[Live]
-	cross    *http.CrossOriginProtection
 	draining atomic.Bool
 	active   atomic.Int64
 	seed     uint64 // of hashes, where the configuration has none
 	makers   *makers
 	models   *catalog
+	accounts accounts
+	totals   totals
 	base     context.Context // of all requests
 	stop     context.CancelCauseFunc
 }
 
 // NewHandler returns a handler that serves live and logs one record a request.
 func NewHandler(live *Live, log zerolog.Logger) *Handler {
-	h := &Handler{log: log, cross: http.NewCrossOriginProtection(), seed: rand.Uint64(), makers: newMakers(), models: &catalog{}}
+	h := &Handler{log: log, seed: rand.Uint64(), makers: newMakers(), models: &catalog{}}
 	h.base, h.stop = context.WithCancelCause(context.Background())
 	h.Swap(live)
 	return h
@@ -104,6 +117,10 @@ func (h *Handler) Swap(live *Live) {
 		next.Seed = h.seed
 	}
 	next.scrub = newScrubber(next.Secrets)
+	next.cross = http.NewCrossOriginProtection()
+	for _, origin := range next.Origins {
+		_ = next.cross.AddTrustedOrigin(origin) // one that is no origin is never sent, and so refused
+	}
 	next.mixed = next.Router.Origins()
 	h.live.Store(&next)
 }
@@ -146,15 +163,16 @@ var routes = map[string]route{
 
 const modelPath = "/v1/models/" // followed by one id
 
-func findRoute(r *http.Request) (route, bool) {
+// findRoute also returns the route's name, which holds nothing of the client's.
+func findRoute(r *http.Request) (rt route, name string, ok bool) {
 	if id, ok := strings.CutPrefix(r.URL.Path, modelPath); ok && id != "" && id != "." && id != ".." && !strings.Contains(id, "/") {
-		return routes["/v1/models"], true
+		return routes["/v1/models"], modelPath + "{id}", true
 	}
 	if r.URL.RawPath != "" { // written with escapes that mean another path
-		return route{}, false
+		return route{}, "", false
 	}
-	rt, ok := routes[r.URL.Path]
-	return rt, ok
+	rt, ok = routes[r.URL.Path]
+	return rt, r.URL.Path, ok
 }
 
 // ServeHTTP is the whole path of a request, top to bottom.
@@ -164,14 +182,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	x := newExchange(h.live.Load(), r)
 	defer x.release()
 	defer h.finish(w, x)
-	x.extend(w)
+	x.extend(w, x.start)
 
 	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
 		// The server may have been told a second length; nothing after this
 		// body is read as a request.
 		w.Header().Set("Connection", "close")
 	}
-	rt, ok := findRoute(r)
+	rt, name, ok := findRoute(r)
+	x.route = name
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || r.URL.Host != "" || r.RequestURI == "*" {
 		w.Header().Set("Connection", "close")
 		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "the relay is no proxy: set the client's base URL to its address")
@@ -191,11 +210,20 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "use "+strings.Join(rt.methods, " or ")+" for this path")
 		return
 	}
-	if err := h.cross.Check(r); err != nil {
-		x.refuse(w, http.StatusForbidden, messages.Permission, "requests from other web pages are refused")
+	if !x.live.Hosts.Allow(r.Host) {
+		x.refuse(w, http.StatusForbidden, messages.Permission, "the relay is not called by this name: use its IP address or localhost, or add the name to server.allowed_hosts")
+		return
+	}
+	if err := x.live.cross.Check(r); err != nil {
+		x.refuse(w, http.StatusForbidden, messages.Permission, "requests from other web pages are refused; a client that runs in a web view needs its origin in server.allowed_origins")
 		return
 	}
 	if !rt.open && !x.identify(w) {
+		return
+	}
+	if r.Method == http.MethodPost && mediaType(r.Header) != "application/json" {
+		// What a page of another site can send without being asked for leave is never JSON.
+		x.refuse(w, http.StatusUnsupportedMediaType, messages.InvalidRequest, "send JSON with the header content-type: application/json")
 		return
 	}
 	if rt.work && h.draining.Load() {
@@ -214,6 +242,7 @@ func (h *Handler) serveMessages(w http.ResponseWriter, x *exchange) {
 }
 
 func (h *Handler) relay(w http.ResponseWriter, x *exchange) {
+	x.span = x.live.Trace.Start(x.r.Header, x.start, x.r.Method, x.route)
 	ask := h.answer
 	if x.own {
 		ask = h.answerOwn
@@ -276,6 +305,7 @@ func (h *Handler) finish(w http.ResponseWriter, x *exchange) {
 		}
 	}
 	x.record(h.log)
+	h.observe(x)
 	if p != nil {
 		panic(http.ErrAbortHandler)
 	}

@@ -178,7 +178,7 @@ func newLive(t testing.TB, s setup, log zerolog.Logger) *proxy.Live {
 	}
 	clients, err := auth.NewClients(s.clients)
 	require.NoError(t, err)
-	live := &proxy.Live{Config: s.Config, Clients: clients}
+	live := &proxy.Live{Config: s.Config, Clients: clients, Hosts: auth.NewHosts([]string{"relay", "relay.test"})}
 	for _, c := range s.clients {
 		live.Secrets = append(live.Secrets, c.Token)
 	}
@@ -296,6 +296,7 @@ type call struct {
 	token        string // "" alice's; "-" none
 	header       http.Header
 	body         string
+	host         string // "": the relay's address
 }
 
 // reply is what a client got.
@@ -317,12 +318,14 @@ func (r *relay) request(c call) *http.Request {
 	req, err := http.NewRequest(cmp.Or(c.method, http.MethodPost), r.url+cmp.Or(c.path, "/v1/messages"), body)
 	require.NoError(r.t, err)
 	req.Header.Set("Anthropic-Version", "2023-06-01")
+	req.Header.Set("Content-Type", "application/json")
 	if c.token != "-" {
 		req.Header.Set("Authorization", "Bearer "+cmp.Or(c.token, aliceToken))
 	}
 	for name, values := range c.header {
 		req.Header[name] = values
 	}
+	req.Host = c.host
 	return req
 }
 

@@ -171,7 +171,7 @@ func (g *gate) open() bool {
 
 // pass sends the client what is held, with the lock held.
 func (g *gate) pass() {
-	if err := g.x.tryWrite(g.w, g.a.frames.Whole()); err != nil {
+	if err := g.x.tryWrite(g.w, g.a.frames.Whole(), time.Now()); err != nil {
 		g.a.cancel(errClientGone)
 		return
 	}

@@ -38,7 +38,7 @@ var wayToLeave = map[string]func(*net.TCPConn){
 func TestClientLeaves(t *testing.T) {
 	leakFree(t)
 	body := ask(opus, true)
-	wire := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nX-Api-Key: " + aliceToken + "\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body
+	wire := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nX-Api-Key: " + aliceToken + "\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body
 	for name, leave := range wayToLeave {
 		for _, before := range []bool{true, false} {
 			when := "mid-stream"
@@ -151,7 +151,7 @@ func TestAClientThatDoesNotRead(t *testing.T) {
 	require.NoError(t, err)
 	defer func() { _ = c.Close() }()
 	body := ask(opus, true)
-	_, err = io.WriteString(c, "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nX-Api-Key: "+aliceToken+"\r\nContent-Length: "+itoa(len(body))+"\r\n\r\n"+body)
+	_, err = io.WriteString(c, "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nX-Api-Key: "+aliceToken+"\r\nContent-Length: "+itoa(len(body))+"\r\n\r\n"+body)
 	require.NoError(t, err)
 	rec := r.log.next(t)
 	assert.Equal(t, "client_gone", rec["outcome"])

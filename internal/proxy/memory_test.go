@@ -52,6 +52,8 @@ func handlerFunc(live *proxy.Live, log zerolog.Logger) func(body string) *httpte
 
 func aliceRequest(body string) *http.Request {
 	r := httptest.NewRequest("POST", "/v1/messages", strings.NewReader(body))
+	r.Host = "relay"
+	r.Header.Set("Content-Type", "application/json")
 	r.Header.Set("X-Api-Key", aliceToken)
 	r.Header.Set("Anthropic-Version", "2023-06-01")
 	return r

@@ -512,7 +512,7 @@ func TestListsOfDroppedProvidersAreForgotten(t *testing.T) {
 			pointers := [2]weak.Pointer[router.Upstream]{weak.Make(ups[0]), weak.Make(ups[1])}
 			routes, err := router.New(router.Config{}, slices.Clone(ups[:1]), func(string) string { return "any" }, nil)
 			require.NoError(t, err)
-			r.live = &proxy.Live{Clients: r.live.Clients, Router: routes}
+			r.live = &proxy.Live{Clients: r.live.Clients, Router: routes, Hosts: r.live.Hosts}
 			ups = nil
 			r.handler.Swap(r.live)
 			next(r)

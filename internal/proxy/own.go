@@ -15,7 +15,7 @@ import (
 func (h *Handler) answerOwn(w http.ResponseWriter, x *exchange) (*answer, *failure) {
 	failed := &failure{}
 	for _, up := range x.live.Router.Upstreams() {
-		if up.Origin != provider.OriginAnthropic {
+		if up.Origin != provider.OriginAnthropic || up.Draining() {
 			continue
 		}
 		at := walk{plan: []router.Candidate{{Target: router.Target{Upstream: up}}}, over: true}

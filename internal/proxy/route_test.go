@@ -178,7 +178,7 @@ func TestMalformedRequestsNeverReachAProvider(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
-	post := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nAuthorization: Bearer " + aliceToken + "\r\n"
+	post := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nAuthorization: Bearer " + aliceToken + "\r\n"
 	body := ask(opus, false)
 	for name, wire := range map[string]string{
 		"two content lengths":      post + fmt.Sprintf("Content-Length: %d\r\nContent-Length: 5\r\n\r\n%s", len(body), body),
@@ -212,7 +212,7 @@ func TestChunkedRequestsAreServedOnceAndClosed(t *testing.T) {
 	for name, length := range map[string]string{"chunked": "", "chunked and a length": "Content-Length: 5\r\n"} {
 		t.Run(name, func(t *testing.T) {
 			before := len(a.Seen())
-			wire := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n" + length +
+			wire := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n" + length +
 				fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n%s\r\n0\r\n\r\n", len(body), body)
 			got, closed := r.talk(wire+wire, 2)
 			require.Len(t, got, 1)

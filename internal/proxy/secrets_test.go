@@ -1,6 +1,8 @@
 package proxy_test
 
 import (
+	"context"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -94,11 +96,15 @@ func through(t *testing.T, out *corpus, name string, s setup, calls ...call) {
 	for _, c := range canaries() {
 		r.live.Secrets = append(r.live.Secrets, secret.New(c))
 	}
-	r.handler.Swap(r.live)
+	o := observe(t, r, true)
 	for _, c := range calls {
 		out.reply(name, r.do(c))
 	}
 	out.add("%s: log: %s", name, r.log)
+	accounts, err := json.Marshal(r.handler.Recent(len(calls)))
+	require.NoError(t, err)
+	require.NoError(t, o.tracer.Close(context.Background()))
+	out.add("%s: metrics: %s\naccounts: %s\ntraces: %s", name, o.scrape(), accounts, o.sentSpans())
 }
 
 func bothCredentials(token string) http.Header {

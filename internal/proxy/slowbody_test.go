@@ -39,7 +39,7 @@ func overPipe(t *testing.T, rt http.RoundTripper) net.Conn {
 	return client
 }
 
-const postHead = "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n"
+const postHead = "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nAnthropic-Version: 2023-06-01\r\nX-Api-Key: " + aliceToken + "\r\n"
 
 // A client that falls silent in its body is told so, and loses its connection.
 func TestClientsThatFallSilentInTheirBody(t *testing.T) {

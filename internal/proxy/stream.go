@@ -117,6 +117,7 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 		a.watch.set(a.up.IdleTimeout)
 	}
 	halfEnd := false // a CR was written whose LF may still come
+	came := time.Now()
 	for {
 		for !a.ended {
 			frame, ok := a.frames.Next()
@@ -128,12 +129,15 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 		if a.frames.Tail() > maxTail && !a.ended {
 			a.frames.Spill()
 		}
+		now := came
 		if run := a.frames.Whole(); len(run) > 0 {
 			a.watch.pause()
-			x.write(w, x.scrubTail(run, a.said))
+			x.writeAt(w, x.scrubTail(run, a.said), came)
 			a.frames.Discard()
 			a.produce()
 			halfEnd = run[len(run)-1] == '\r'
+			now = time.Now()
+			x.live.Metrics.EventLag(now.Sub(came))
 		}
 		if a.ended {
 			a.failed(x)
@@ -144,8 +148,9 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			a.cut(w, x)
 			return
 		}
-		a.watch.extend(time.Now(), a.up.IdleTimeout)
+		a.watch.extend(now, a.up.IdleTimeout)
 		_, a.readErr = a.frames.Fill(a.resp.Body)
+		came = time.Now()
 	}
 }
 
@@ -278,14 +283,17 @@ func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
 
 // write sends bytes to the client at once and within the write timeout. It does
 // not return where the client is gone.
-func (x *exchange) write(w http.ResponseWriter, p []byte) {
-	if x.tryWrite(w, p) != nil {
+func (x *exchange) write(w http.ResponseWriter, p []byte) { x.writeAt(w, p, time.Now()) }
+
+// writeAt is write for a caller that knows the time.
+func (x *exchange) writeAt(w http.ResponseWriter, p []byte, now time.Time) {
+	if x.tryWrite(w, p, now) != nil {
 		x.left()
 	}
 }
 
-func (x *exchange) tryWrite(w http.ResponseWriter, p []byte) error {
-	x.extend(w)
+func (x *exchange) tryWrite(w http.ResponseWriter, p []byte, now time.Time) error {
+	x.extend(w, now)
 	_, err := w.Write(p)
 	if f, ok := w.(flusher); ok && err == nil {
 		err = f.FlushError()
@@ -306,8 +314,8 @@ type flusher interface{ FlushError() error }
 // and all of it: moving the deadline for each event of a stream would cost more
 // than the event. A connection keeps the deadline of its last request, so each
 // request sets one before its first write.
-func (x *exchange) extend(w http.ResponseWriter) {
-	timeout, now := x.live.Config.WriteTimeout, time.Now()
+func (x *exchange) extend(w http.ResponseWriter, now time.Time) {
+	timeout := x.live.Config.WriteTimeout
 	if now.Sub(x.extended) < timeout/4 {
 		return
 	}

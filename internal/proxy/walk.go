@@ -36,7 +36,8 @@ type walk struct {
 // lease is a key of a candidate and the word of its breaker.
 type lease struct {
 	keypool.Lease
-	done func(health.Outcome) // to be told once how it went
+	done   func(health.Outcome) // to be told once how it went
+	choice *keypool.Account     // how the key was chosen
 }
 
 // here is the candidate that is to be asked.
@@ -51,14 +52,17 @@ func (w *walk) enter(x *exchange) (lease, bool, error) {
 		if w.resort == nil || c.Lane.Status().State == health.Ramping { // one that is coming back is better than any that is away
 			w.resort = c
 		}
+		x.wrote(step{upstream: c.Upstream.Provider.Name(), model: c.Asks(x.model), class: c.Class, closed: true})
 		return lease{}, false, nil
 	}
-	key, err := w.acquire(x, c)
+	choice := takeAccount()
+	key, err := w.acquire(x, c, choice)
 	if err != nil {
 		done(health.Neither) // neither good nor bad: the provider has seen nothing
+		x.wrote(step{upstream: c.Upstream.Provider.Name(), model: c.Asks(x.model), class: c.Class, choice: choice})
 		return lease{}, true, err
 	}
-	return lease{key, done}, true, nil
+	return lease{key, done, choice}, true, nil
 }
 
 func (w *walk) ask(lane *router.Lane) (done func(health.Outcome), ok bool) {
@@ -70,10 +74,11 @@ func (w *walk) ask(lane *router.Lane) (done func(health.Outcome), ok bool) {
 
 // acquire takes a key. While another upstream may still serve, it waits for none
 // but the conversation's home: the key, or, while the client answers tool calls,
-// the provider.
-func (w *walk) acquire(x *exchange, c *router.Candidate) (keypool.Lease, error) {
+// the provider. choice gets to know how it was chosen.
+func (w *walk) acquire(x *exchange, c *router.Candidate, choice *keypool.Account) (keypool.Lease, error) {
 	x.demandAt(c)
 	demand, began := x.demand, time.Now()
+	demand.Account = choice
 	defer func() { x.waited += time.Since(began).Truncate(time.Millisecond) }()
 	demand.OnlyHome = len(w.plan) > 1 && !w.waited && !(c.Home() && x.msg.OpenTools)
 	if len(w.avoid) > 0 {
