@@ -92,7 +92,7 @@ func startTargets(dir, binary string, start func(string, ...string) (*process, s
 		return nil, err
 	}
 	config := filepath.Join(dir, "config.yaml")
-	text := fmt.Sprintf("server: { listen: 127.0.0.1:0, state: \"off\" }\nproviders:\n  - name: bench\n    base_url: http://%s\n    keys: [ { key: bench-key-1 }, { key: bench-key-2 }, { key: bench-key-3 } ]\n", upstream)
+	text := fmt.Sprintf("server: { listen: 127.0.0.1:0, state_dir: %q }\nadmin: { listen: 127.0.0.1:0 }\nproviders:\n  - name: bench\n    base_url: http://%s\n    keys: [ { key: bench-key-1 }, { key: bench-key-2 }, { key: bench-key-3 } ]\n", filepath.Join(dir, "state"), upstream)
 	if err := os.WriteFile(config, []byte(text), 0o600); err != nil {
 		return nil, err
 	}

@@ -3,6 +3,7 @@ package main
 import (
 	"io"
 	"os"
+	"reflect"
 
 	"github.com/rs/zerolog"
 
@@ -10,23 +11,44 @@ import (
 	"cc-relay/internal/config"
 	"cc-relay/internal/health"
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/metrics"
 	"cc-relay/internal/price"
 	"cc-relay/internal/provider"
 	"cc-relay/internal/proxy"
 	"cc-relay/internal/router"
 	"cc-relay/internal/secret"
+	"cc-relay/internal/trace"
 )
 
+// built is a configuration with its running parts, ready to be put in force.
+type built struct {
+	cfg  *config.Config
+	live *proxy.Live
+	// change makes the pools that stay what the configuration says.
+	change []func() error
+}
+
+// watchers are told of what happens in the parts.
+type watchers struct {
+	log     zerolog.Logger
+	metrics *metrics.Metrics
+	trace   *trace.Tracer
+	alert   func(kind, provider string) // nil: nobody is
+}
+
 // build turns a configuration into running parts: the one place where they are
-// put together. It opens no connection and no listener.
-func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
+// put together. It opens no connection and no listener. Where before is in force, its
+// pools, connections and what is known of providers and conversations go on; nothing of
+// it is changed yet. nil: there is none.
+func build(cfg *config.Config, before *built, w watchers) (*built, error) {
+	next := &built{cfg: cfg}
 	clients, err := auth.NewClients(cfg.Clients)
 	if err != nil {
 		return nil, err
 	}
 	upstreams := make([]*router.Upstream, 0, len(cfg.Providers))
 	for _, p := range cfg.Providers {
-		up, err := buildUpstream(p, log)
+		up, err := next.upstream(p, before, w)
 		if err != nil {
 			return nil, err
 		}
@@ -50,44 +72,99 @@ func build(cfg *config.Config, log zerolog.Logger) (*proxy.Live, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &proxy.Live{
+	next.live = &proxy.Live{
 		Config:  proxy.Config{MaxBodyBytes: cfg.Server.MaxBodyBytes, HideRelay: !cfg.Server.Expose},
 		Clients: clients,
 		Router:  routes,
 		Classes: classes,
 		Secrets: secrets(cfg),
+		Hosts:   auth.NewHosts(cfg.Server.AllowedHosts),
+		Origins: cfg.Server.AllowedOrigins,
+		Metrics: w.metrics,
+		Trace:   w.trace,
 
 		Passthrough: cfg.Passthrough,
-	}, nil
+	}
+	if before != nil {
+		routes.Inherit(before.live.Router)
+		next.live.Seed = before.live.Seed
+	}
+	return next, nil
 }
 
-func buildUpstream(p config.Provider, log zerolog.Logger) (*router.Upstream, error) {
+// of finds a provider by its name, nil if b has none.
+func (b *built) of(name string) (*router.Upstream, *config.Provider) {
+	if b == nil {
+		return nil, nil
+	}
+	for i, up := range b.live.Router.Upstreams() {
+		if up.Provider.Name() == name {
+			return up, &b.cfg.Providers[i]
+		}
+	}
+	return nil, nil
+}
+
+// upstream makes the parts of one provider, or finds those of before that it can have.
+func (b *built) upstream(p config.Provider, before *built, w watchers) (*router.Upstream, error) {
 	endpoint := p.Config.WithDefaults()
+	old, was := before.of(endpoint.Name)
 	prov, err := provider.New(endpoint)
 	if err != nil {
 		return nil, err
 	}
-	transport, err := provider.NewTransport(endpoint)
+	transport, err := transportOf(endpoint, old)
 	if err != nil {
 		return nil, err
 	}
 	poolConfig := p.PoolConfig()
-	poolConfig.Logger = log
-	pool, err := keypool.NewKeyPool(endpoint.Name, poolConfig)
+	poolConfig.Logger = w.log
+	pool, err := keypool.NewKeyPool(endpoint.Name, poolConfig) // where there is one: to see whether it can be
 	if err != nil {
 		return nil, err
 	}
-	return &router.Upstream{
+	next := &router.Upstream{
 		Provider: prov, Pool: pool, Transport: transport, Origin: endpoint.Origin,
 		FirstTokenTimeout: endpoint.FirstTokenTimeout,
 		ResponseTimeout:   endpoint.ResponseTimeout,
 		IdleTimeout:       endpoint.IdleTimeout,
 		HealthCheck:       endpoint.HealthCheck,
 		OnHealth: func(class string, from, to health.State) {
-			log.Warn().Str("provider", endpoint.Name).Str("class", class).Str("from", from.String()).Str("to", to.String()).
+			w.log.Warn().Str("provider", endpoint.Name).Str("class", class).Str("from", from.String()).Str("to", to.String()).
 				Msg("provider's health changed: " + healthMeans[to])
+			if to == health.Open {
+				w.alarm("breaker_open", endpoint.Name)
+			}
 		},
-	}, nil
+	}
+	if old == nil {
+		return next, nil
+	}
+	b.change = append(b.change, func() error { return old.Pool.Apply(poolConfig) })
+	if old.Transport == next.Transport && reflect.DeepEqual(was.Config, p.Config) {
+		return old, nil
+	}
+	if was.BaseURL != p.BaseURL {
+		b.change = append(b.change, func() error { next.Forget(); return nil })
+	}
+	return old.Renew(next), nil
+}
+
+func transportOf(endpoint provider.Config, old *router.Upstream) (*provider.Transport, error) {
+	if old != nil {
+		if t, ok := old.Transport.(*provider.Transport); ok {
+			return t.Renew(endpoint)
+		}
+	}
+	return provider.NewTransport(endpoint)
+}
+
+// alarm tells of a change that an operator should know of.
+func (w *watchers) alarm(kind, provider string) {
+	w.metrics.Alert(kind, provider)
+	if w.alert != nil {
+		w.alert(kind, provider)
+	}
 }
 
 // healthMeans says what a state of a provider's breaker means for its requests.
@@ -122,18 +199,16 @@ func secrets(cfg *config.Config) []secret.Value {
 	return all
 }
 
-// newLogger returns a logger that never blocks its callers, and what flushes it.
-func newLogger(cfg config.Logging, out io.Writer) (zerolog.Logger, func()) {
-	level, err := zerolog.ParseLevel(cfg.Level)
-	if err != nil || cfg.Level == "" {
-		level = zerolog.InfoLevel
-	}
-	queue := newLogQueue(out)
-	var sink io.Writer = queue
+// newLogger returns a logger that never blocks its callers, and what is behind it:
+// close that to flush.
+func newLogger(cfg config.Logging, out io.Writer) (zerolog.Logger, *logSink) {
 	if cfg.Format == "console" {
-		sink = zerolog.ConsoleWriter{Out: queue, NoColor: !isTerminal(out)}
+		out = newConsoleLog(out)
 	}
-	return zerolog.New(sink).Level(level).With().Timestamp().Logger(), queue.close
+	sink := &logSink{level: &liveLevel{}, queue: newLogQueue(out)}
+	_ = sink.SetLevel("")
+	_ = sink.SetLevel(cfg.Level) // another name leaves the default
+	return zerolog.New(sink.queue).Level(zerolog.TraceLevel).Sample(sink.level).With().Timestamp().Logger(), sink
 }
 
 // isTerminal reports whether w is a character device, as terminals are.

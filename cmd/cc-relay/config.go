@@ -3,8 +3,10 @@ package main
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"os"
+	"path/filepath"
 
 	"github.com/spf13/cobra"
 
@@ -12,8 +14,8 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Write, check and show the configuration"}
-	cmd.AddCommand(configInitCommand(), configValidateCommand(), configShowCommand())
+	cmd := &cobra.Command{Use: "config", Short: "Write, check, show and compare configurations"}
+	cmd.AddCommand(configInitCommand(), configValidateCommand(), configShowCommand(), configSchemaCommand(), configDiffCommand())
 	return cmd
 }
 
@@ -28,15 +30,40 @@ func configInitCommand() *cobra.Command {
 				_, err := cmd.OutOrStdout().Write(config.Example())
 				return err
 			}
+			if filepath.Ext(output) == ".toml" {
+				return fmt.Errorf("the commented configuration is YAML; choose another name than %s, such as config.yaml", output)
+			}
 			if err := writeNew(output, config.Example()); err != nil {
 				return err
 			}
-			_, err := fmt.Fprintf(cmd.OutOrStdout(), "wrote %s; set ANTHROPIC_API_KEY or edit its keys, then run: cc-relay serve --config %s\n", output, output)
+			beside, err := writeSchema(filepath.Dir(output))
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintf(cmd.OutOrStdout(), "wrote %s%s; set ANTHROPIC_API_KEY or edit its keys, then run: cc-relay serve --config %s\n", output, beside, output)
 			return err
 		},
 	}
 	cmd.Flags().StringVarP(&output, "output", "o", "config.yaml", "file to write, - for standard output")
 	return cmd
+}
+
+// schemaFile is the name by which the example asks editors for the schema.
+const schemaFile = "config.schema.json"
+
+// writeSchema puts the schema into dir, for editors, unless there is one, and returns
+// what to say of it.
+func writeSchema(dir string) (said string, err error) {
+	path := filepath.Join(dir, schemaFile)
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o644)
+	if errors.Is(err, fs.ErrExist) {
+		return "", nil
+	}
+	if err != nil {
+		return "", err
+	}
+	_, err = f.Write(config.Schema())
+	return " and, for editors, " + path, errors.Join(err, f.Close())
 }
 
 // writeNew writes a file that its owner alone can read, and never over another.
@@ -96,4 +123,55 @@ func configShowCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration file")
 	return cmd
+}
+
+func configSchemaCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "schema",
+		Short: "Print a JSON Schema of the configuration, for editors",
+		Long: "Print a JSON Schema of the configuration. An editor with a YAML language server checks and\n" +
+			"completes a file that starts as config init writes it, with the schema beside it:\n" +
+			"cc-relay config schema > " + schemaFile,
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			_, err := cmd.OutOrStdout().Write(config.Schema())
+			return err
+		},
+	}
+}
+
+func configDiffCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "diff OLD NEW",
+		Short: "Print what a change from one configuration file to another does",
+		Args:  cobra.ExactArgs(2),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			old, err := config.Load(args[0])
+			if err != nil {
+				return err
+			}
+			changed, err := config.Load(args[1])
+			if err != nil {
+				return err
+			}
+			return printChanges(cmd.OutOrStdout(), config.Diff(old, changed))
+		},
+	}
+}
+
+func printChanges(w io.Writer, changes []config.Change) error {
+	if len(changes) == 0 {
+		_, err := fmt.Fprintln(w, "no change")
+		return err
+	}
+	for _, c := range changes {
+		note := ""
+		if c.Restart {
+			note = "  (needs a restart)"
+		}
+		if _, err := fmt.Fprintf(w, "%s: %s -> %s%s\n", c.Path, c.From, c.To, note); err != nil {
+			return err
+		}
+	}
+	return nil
 }

@@ -3,19 +3,21 @@ package main
 import (
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/config"
+	"cc-relay/internal/secret"
 )
 
 func TestConfigInitWritesAFileThatLoads(t *testing.T) {
 	unconfigured(t)
 	code, stdout, stderr := command(t, "config", "init")
 	require.Zero(t, code, stderr)
-	assert.Contains(t, stdout, "wrote config.yaml")
+	assert.Contains(t, stdout, "wrote config.yaml and, for editors, config.schema.json;")
 	assert.Contains(t, stdout, "cc-relay serve --config config.yaml")
 
 	got, err := os.ReadFile("config.yaml")
@@ -24,6 +26,12 @@ func TestConfigInitWritesAFileThatLoads(t *testing.T) {
 	info, err := os.Stat("config.yaml")
 	require.NoError(t, err)
 	assert.Equal(t, os.FileMode(0o600), info.Mode().Perm(), "the file is a place for keys")
+
+	schema, err := os.ReadFile("config.schema.json")
+	require.NoError(t, err)
+	assert.Equal(t, string(config.Schema()), string(schema))
+	first, _, _ := strings.Cut(string(got), "\n")
+	assert.Equal(t, "# yaml-language-server: $schema=./config.schema.json", first)
 
 	t.Setenv("ANTHROPIC_API_KEY", "sk-ant-test")
 	code, stdout, stderr = command(t, "config", "validate")
@@ -41,6 +49,59 @@ func TestConfigInitNeverOverwrites(t *testing.T) {
 	got, err := os.ReadFile(path)
 	require.NoError(t, err)
 	assert.Equal(t, "mine", string(got))
+}
+
+func TestConfigInitLeavesASchemaAlone(t *testing.T) {
+	unconfigured(t)
+	require.NoError(t, os.WriteFile("config.schema.json", []byte("mine"), 0o600))
+	code, stdout, stderr := command(t, "config", "init")
+	require.Zero(t, code, stderr)
+	assert.Contains(t, stdout, "wrote config.yaml;")
+	got, err := os.ReadFile("config.schema.json")
+	require.NoError(t, err)
+	assert.Equal(t, "mine", string(got))
+}
+
+func TestConfigInitWritesNoTOML(t *testing.T) {
+	unconfigured(t)
+	code, _, stderr := command(t, "config", "init", "-o", "config.toml")
+	assert.Equal(t, 1, code)
+	assert.Equal(t, "cc-relay: the commented configuration is YAML; choose another name than config.toml, such as config.yaml\n", stderr)
+	assert.NoFileExists(t, "config.toml")
+}
+
+func TestConfigSchema(t *testing.T) {
+	code, stdout, stderr := command(t, "config", "schema")
+	assert.Zero(t, code, stderr)
+	assert.Equal(t, string(config.Schema()), stdout)
+}
+
+func TestConfigDiff(t *testing.T) {
+	t.Setenv("SECOND_KEY", "sk-ant-two-0123456789")
+	old := writeConfig(t, secretive)
+	code, stdout, stderr := command(t, "config", "diff", old, old)
+	assert.Zero(t, code, stderr)
+	assert.Equal(t, "no change\n", stdout)
+
+	changed := filepath.Join(t.TempDir(), "config.toml")
+	require.NoError(t, os.WriteFile(changed, []byte(`
+server.listen = "127.0.0.1:1"
+clients = [{ name = "anna", token = "token-of-anna-other" }]
+[[providers]]
+base_url = "https://api.example.com"
+headers.x-gateway = "header-secret-0123456789"
+keys = [{ key = "sk-ant-one-0123456789" }]
+`), 0o600))
+	code, stdout, stderr = command(t, "config", "diff", old, changed)
+	assert.Zero(t, code, stderr)
+	assert.Equal(t, "server.listen: 127.0.0.1:8787 -> 127.0.0.1:1  (needs a restart)\n"+
+		"clients[anna].token: [redacted] -> [redacted]\n"+
+		"providers[anthropic].keys["+secret.New("sk-ant-two-0123456789").Fingerprint()+"]: present -> absent\n", stdout)
+
+	code, stdout, stderr = command(t, "config", "diff", old, "none.yaml")
+	assert.Equal(t, 1, code)
+	assert.Empty(t, stdout)
+	assert.Contains(t, stderr, "none.yaml: cannot be read")
 }
 
 func TestConfigInitToStandardOutput(t *testing.T) {

@@ -77,26 +77,23 @@ func (d *demo) run(ctx context.Context) error {
 		return err
 	}
 	defer up.close()
-	log, flush := zerolog.Nop(), func() {}
+	log := zerolog.Nop()
 	if d.verbose {
-		log, flush = newLogger(config.Logging{Level: "warn", Format: "console"}, d.stderr)
+		var sink *logSink
+		log, sink = newLogger(config.Logging{Level: "warn", Format: "console"}, d.stderr)
+		defer sink.close()
 	}
-	defer flush()
 	cfg, err := demoConfig(d.listen, up.url, d.policy)
 	if err != nil {
 		return err
 	}
-	live, err := build(cfg, log)
-	if err != nil {
-		return err
-	}
-	r, err := startRelay(cfg.Server.Listen, live, log)
+	r, parts, err := startRelay(cfg, log)
 	if err != nil {
 		return err
 	}
 	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
 	defer stop()
-	err = d.drive(ctx, r, up, live.Router.Upstreams()[0].Pool)
+	err = d.drive(ctx, r, up, parts.upstreams()[0].Pool)
 	if err == nil && d.length == 0 && ctx.Err() == nil {
 		err = d.serveOn(ctx, r)
 	}
@@ -176,6 +173,7 @@ func demoConfig(listen, upstream, policy string) (*config.Config, error) {
 	cfg := config.Default()
 	cfg.Server.Listen = listen
 	cfg.Server.State = config.StateOff // it must not touch what the user's own relay remembers
+	cfg.Admin.Listen = config.AdminOff
 	cfg.Providers = []config.Provider{p}
 	if err := cfg.Validate(); err != nil {
 		return nil, fmt.Errorf("flags --listen %s, --policy %q: %w", listen, policy, err)

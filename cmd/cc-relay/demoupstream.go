@@ -55,7 +55,7 @@ func newDemoUpstream() (*demoUpstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := listenOn("127.0.0.1:0")
+	l, err := listen("127.0.0.1:0", nil)
 	if err != nil {
 		return nil, err
 	}

@@ -5,16 +5,19 @@ import (
 	"io"
 	"sync"
 	"time"
+
+	"github.com/rs/zerolog"
 )
 
 // Bounds of a logQueue: how many bytes may wait for a slow log, how long records
 // are gathered for one write, and how often it writes while they keep coming. Each
 // write takes a timer and wakes a thread or two, which under steady load costs as
-// much as an event of a stream.
+// much as an event of a stream. In the end it waits for a stuck log, but not long.
 const (
 	logBytes  = 4 << 20
 	logGather = 10 * time.Millisecond
 	logPace   = 250 * time.Millisecond
+	logLast   = 3 * time.Second // for the last write
 )
 
 // logQueue is a writer that never blocks: records wait in memory and are written
@@ -29,7 +32,8 @@ type logQueue struct {
 
 	mu      sync.Mutex
 	waiting []byte // guarded by mu, as what follows
-	dropped int
+	dropped uint64 // since the queue began
+	told    uint64 // of dropped, those that the log has a record of
 	closed  bool
 }
 
@@ -57,6 +61,14 @@ func (q *logQueue) Write(record []byte) (int, error) {
 	return len(record), nil
 }
 
+// Dropped is how many records were lost since the queue began, because the log was
+// too slow or the queue closed.
+func (q *logQueue) Dropped() uint64 {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.dropped
+}
+
 func (q *logQueue) run() {
 	defer close(q.done)
 	var spare []byte
@@ -77,11 +89,12 @@ func (q *logQueue) run() {
 // flush writes what waits and returns its buffer for reuse.
 func (q *logQueue) flush(spare []byte) []byte {
 	q.mu.Lock()
-	full, dropped := q.waiting, q.dropped
-	q.waiting, q.dropped = spare[:0], 0
+	full, lost := q.waiting, q.dropped-q.told
+	q.waiting, q.told = spare[:0], q.dropped
 	q.mu.Unlock()
-	if dropped > 0 {
-		full = fmt.Appendf(full, `{"level":"warn","dropped":%d,"message":"the log is too slow; records were dropped"}`+"\n", dropped)
+	if lost > 0 {
+		full = fmt.Appendf(full, `{"level":"warn","dropped":%d,"time":"%s","message":"the log is too slow; records were dropped"}`+"\n",
+			lost, time.Now().Format(zerolog.TimeFieldFormat))
 	}
 	if len(full) > 0 {
 		_, _ = q.out.Write(full) // there is nowhere to report it
@@ -89,7 +102,8 @@ func (q *logQueue) flush(spare []byte) []byte {
 	return full
 }
 
-// close writes what waits and ends the queue; later records are dropped.
+// close writes what waits and ends the queue; later records are dropped. A log that
+// takes nothing does not keep the relay from ending.
 func (q *logQueue) close() {
 	q.mu.Lock()
 	if q.closed {
@@ -100,5 +114,8 @@ func (q *logQueue) close() {
 	q.mu.Unlock()
 	close(q.end)
 	close(q.wake)
-	<-q.done
+	select {
+	case <-q.done:
+	case <-time.After(logLast):
+	}
 }

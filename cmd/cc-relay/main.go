@@ -4,6 +4,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,7 +17,7 @@ func main() {
 }
 
 // run executes the command line and returns the exit code: 0 for success, 1 for
-// an error, which it prints.
+// an error, which it prints, and others where a command says so.
 func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 	root := &cobra.Command{
 		Use:           "cc-relay",
@@ -24,11 +25,16 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) int {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	root.AddCommand(serveCommand(), demoCommand(), simulateCommand(), configCommand(), versionCommand())
+	root.AddCommand(serveCommand(), demoCommand(), simulateCommand(), configCommand(), versionCommand(),
+		statusCommand(), explainCommand(), requestsCommand(), eventsCommand(), keyCommand(), providerCommand(), breakerCommand())
 	root.SetArgs(args)
 	root.SetOut(stdout)
 	root.SetErr(stderr)
-	if err := root.ExecuteContext(ctx); err != nil {
+	err := root.ExecuteContext(ctx)
+	if code := exitCode(0); errors.As(err, &code) {
+		return int(code)
+	}
+	if err != nil {
 		_, _ = fmt.Fprintln(stderr, "cc-relay:", err)
 		return 1
 	}

@@ -90,7 +90,7 @@ func TestTakenPort(t *testing.T) {
 			code, stdout, stderr := command(t, name, "--listen", taken)
 			assert.Equal(t, 1, code)
 			assert.Empty(t, stdout)
-			assert.Equal(t, "cc-relay: "+taken+" is in use by another program; choose another address with --listen\n", stderr)
+			assert.Equal(t, "cc-relay: "+taken+" is in use by another program; choose another address: address already in use\n", stderr)
 		})
 	}
 }

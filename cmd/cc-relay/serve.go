@@ -20,7 +20,7 @@ import (
 )
 
 func serveCommand() *cobra.Command {
-	var file, listen string
+	var file, listen, adminListen string
 	cmd := &cobra.Command{
 		Use:   "serve",
 		Short: "Relay requests until told to stop",
@@ -33,21 +33,50 @@ func serveCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			if cmd.Flags().Changed("listen") {
-				cfg.Server.Listen = listen
-				if err := cfg.Validate(); err != nil {
-					return fmt.Errorf("--listen %s: %w", listen, err)
+			adapt := func(cfg *config.Config) error {
+				for _, f := range []struct {
+					name, value string
+					setting     *string
+				}{{"listen", listen, &cfg.Server.Listen}, {"admin-listen", adminListen, &cfg.Admin.Listen}} {
+					if !cmd.Flags().Changed(f.name) {
+						continue
+					}
+					*f.setting = f.value
+					if err := cfg.Validate(); err != nil {
+						return fmt.Errorf("--%s %s: %w", f.name, f.value, err)
+					}
+				}
+				return nil
+			}
+			if err := adapt(cfg); err != nil {
+				return err
+			}
+			log, sink := newLogger(cfg.Logging, cmd.ErrOrStderr())
+			defer sink.close()
+			r, err := newRunning(cfg, log, sink)
+			if err != nil {
+				return err
+			}
+			if source != fromEnvironment {
+				r.source, r.load = source, func() (*config.Config, error) {
+					cfg, err := config.Load(source)
+					if err != nil {
+						return nil, err
+					}
+					return cfg, adapt(cfg)
 				}
 			}
-			log, flush := newLogger(cfg.Logging, cmd.ErrOrStderr())
-			defer flush()
-			return serve(cmd.Context(), cfg, source, log)
+			return r.serve(cmd.Context())
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "", "configuration file")
 	cmd.Flags().StringVar(&listen, "listen", "", "address to serve on, over the file's server.listen")
+	cmd.Flags().StringVar(&adminListen, "admin-listen", "", "address of the admin listener, or off, over the file's admin.listen")
 	return cmd
 }
+
+// fromEnvironment is the source of a configuration that no file holds.
+const fromEnvironment = "environment"
 
 // loadConfig finds and reads the configuration, and says where it came from.
 func loadConfig(file string) (*config.Config, string, error) {
@@ -66,36 +95,63 @@ func loadConfig(file string) (*config.Config, string, error) {
 	if !ok {
 		return nil, "", errors.New("no configuration: write one with `cc-relay config init`, or set ANTHROPIC_API_KEY; `cc-relay demo` needs neither")
 	}
-	return cfg, "environment", nil
+	return cfg, fromEnvironment, nil
 }
 
 // serve runs the relay until ctx ends or a signal comes, then drains.
-func serve(ctx context.Context, cfg *config.Config, source string, log zerolog.Logger) error {
-	live, err := build(cfg, log)
-	if err != nil {
-		return err
-	}
-	signals := make(chan os.Signal, 2) // from before the first request on: nothing is cut by an early signal
+func (r *running) serve(ctx context.Context) error {
+	cfg := r.now.Load().cfg
+	signals, hangups := make(chan os.Signal, 2), make(chan os.Signal, 1) // from before the first request on: nothing is cut by an early signal
 	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
 	defer signal.Stop(signals)
-	l, err := listenOn(cfg.Server.Listen)
+	signal.Notify(hangups, syscall.SIGHUP)
+	defer signal.Stop(hangups)
+	l, err := r.listen(cfg.Server.Listen, cfg.Server.TLS)
 	if err != nil {
 		return err
 	}
-	kept := remember(cfg.Server, live, log)
-	defer kept.close()
-	r := startOn(l, live, log)
-	log.Info().Str("listen", r.addr()).Str("config", source).Str("version", version()).Int("providers", len(cfg.Providers)).Bool("restored", kept.restored()).Msg("relay serves")
+	dir, err := openState(cfg.Server)
+	if err != nil {
+		r.log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; to have it so, set server.state: off")
+	}
+	r.kept = remember(dir, r.live(), r.log)
+	defer r.kept.close()
+	served := startOn(l, r)
+	adminAddr, closeAdmin, err := r.serveAdmin(cfg.Admin, dir, served.failed)
+	if err != nil {
+		_ = l.Close()
+		return err
+	}
+	defer closeAdmin()
+	stopWatching := r.follow(hangups)
+	defer stopWatching()
+	r.log.Info().Str("listen", served.addr()).Str("admin", adminAddr).Str("config", r.source).Str("version", version()).Int("providers", len(cfg.Providers)).Bool("restored", r.kept.restored()).Msg("relay serves")
 	select {
 	case <-ctx.Done():
 	case <-signals:
-	case err := <-r.failed:
-		return fmt.Errorf("listener %s: %w", r.addr(), err)
+	case err := <-served.failed:
+		return err
 	}
-	log.Info().Dur("drain_timeout_ms", cfg.Server.DrainTimeout).Int64("open", r.handler.Active()).Msg("relay drains; a second signal ends it at once")
-	r.drain(cfg.Server.DrainTimeout, signals)
-	log.Info().Msg("relay stopped")
+	r.log.Info().Dur("drain_timeout_ms", cfg.Server.DrainTimeout).Int64("open", served.handler.Active()).Msg("relay drains; a second signal ends it at once")
+	served.drain(r.now.Load().cfg.Server.DrainTimeout, signals)
+	if err := r.trace.Close(context.Background()); err != nil {
+		r.log.Warn().Err(err).Msg("the last traces are lost")
+	}
+	r.log.Info().Msg("relay stopped")
 	return nil
+}
+
+// listen opens a listener, with TLS where that is configured.
+func (r *running) listen(address string, t config.TLS) (net.Listener, error) {
+	if t.CertFile == "" {
+		return listen(address, nil)
+	}
+	cert, err := newCertificate(t.CertFile, t.KeyFile, func(err error) { r.log.Error().Err(err).Msg("the new certificate is not used") })
+	if err != nil {
+		return nil, err
+	}
+	r.certs = append(r.certs, cert)
+	return listen(address, cert)
 }
 
 // relay is a running data listener.
@@ -106,29 +162,35 @@ type relay struct {
 	failed   chan error
 }
 
-func startRelay(listen string, live *proxy.Live, log zerolog.Logger) (*relay, error) {
-	l, err := listenOn(listen)
+// startRelay serves a configuration without a file and without an admin listener.
+func startRelay(cfg *config.Config, log zerolog.Logger) (*relay, *running, error) {
+	r, err := newRunning(cfg, log, nil)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return startOn(l, live, log), nil
+	l, err := listen(cfg.Server.Listen, nil)
+	if err != nil {
+		return nil, nil, err
+	}
+	return startOn(l, r), r, nil
 }
 
-func startOn(l net.Listener, live *proxy.Live, log zerolog.Logger) *relay {
-	h := proxy.NewHandler(live, log)
-	r := &relay{handler: h, listener: l, failed: make(chan error, 1), server: newServer(h, log)}
-	r.server.BaseContext = func(net.Listener) context.Context { return h.Context() }
+func startOn(l net.Listener, r *running) *relay {
+	h := proxy.NewHandler(r.live(), r.log)
+	r.handler.Store(h)
+	s := &relay{handler: h, listener: l, failed: make(chan error, 2), server: newServer(h, r.log)}
+	s.server.BaseContext = func(net.Listener) context.Context { return h.Context() }
 	go tick(h.Context())
 	h.Refresh()
-	for _, up := range live.Router.Upstreams() {
-		go h.Watch(h.Context(), up)
+	r.watch(r.live())
+	go s.serve()
+	return s
+}
+
+func (r *relay) serve() {
+	if err := r.server.Serve(r.listener); !errors.Is(err, http.ErrServerClosed) {
+		r.failed <- fmt.Errorf("listener %s: %w", r.addr(), err)
 	}
-	go func() {
-		if err := r.server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
-			r.failed <- err
-		}
-	}()
-	return r
 }
 
 // ballast is memory that is never touched, so it takes none of the machine's. Go
@@ -162,18 +224,8 @@ func newServer(h http.Handler, log zerolog.Logger) *http.Server {
 		IdleTimeout:       5 * time.Minute,
 		MaxHeaderBytes:    64 << 10,
 		ErrorLog:          serverLog(log),
+		HTTP2:             http2Bounds(),
 	}
-}
-
-func listenOn(address string) (net.Listener, error) {
-	l, err := net.Listen("tcp", address)
-	if errors.Is(err, syscall.EADDRINUSE) {
-		return nil, fmt.Errorf("%s is in use by another program; choose another address with --listen", address)
-	}
-	if err != nil {
-		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
-	}
-	return l, nil
 }
 
 func (r *relay) addr() string { return r.listener.Addr().String() }

@@ -25,10 +25,11 @@ const patience = 30 * time.Second
 
 // process is cc-relay serve in a process of its own.
 type process struct {
-	t      *testing.T
-	cmd    *exec.Cmd
-	url    string
-	source string // where the configuration came from
+	t         *testing.T
+	cmd       *exec.Cmd
+	url       string
+	source    string // where the configuration came from
+	adminAddr string
 
 	lines chan map[string]any // of its log
 	mu    sync.Mutex
@@ -47,7 +48,7 @@ func startBinary(t *testing.T, binary string, env []string, args ...string) *pro
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	p := &process{t: t, lines: make(chan map[string]any, 1000)}
-	p.cmd = exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0"}, args...)...)
+	p.cmd = exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, args...)...)
 	p.cmd.Dir = dir
 	p.cmd.Env = append([]string{asRelay + "=1", "HOME=" + dir}, env...)
 	stderr, err := p.cmd.StderrPipe()
@@ -58,6 +59,7 @@ func startBinary(t *testing.T, binary string, env []string, args ...string) *pro
 	serves := p.await("relay serves")
 	p.url = "http://" + serves["listen"].(string)
 	p.source = serves["config"].(string)
+	p.adminAddr, _ = serves["admin"].(string)
 	return p
 }
 

@@ -16,7 +16,7 @@ import (
 )
 
 func simulateCommand() *cobra.Command {
-	var file, listen string
+	var file, address string
 	cmd := &cobra.Command{
 		Use:   "simulate",
 		Short: "Serve a simulated provider with real limits, prompt cache and faults",
@@ -33,7 +33,7 @@ func simulateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			l, err := listenOn(listen)
+			l, err := listen(address, nil)
 			if err != nil {
 				return err
 			}
@@ -56,7 +56,7 @@ func simulateCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().StringVarP(&file, "config", "c", "", "simulation file (YAML)")
-	cmd.Flags().StringVar(&listen, "listen", "127.0.0.1:8789", "address to serve on")
+	cmd.Flags().StringVar(&address, "listen", "127.0.0.1:8789", "address to serve on")
 	return cmd
 }
 

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"reflect"
+	"sync/atomic"
 	"time"
 
 	"github.com/rs/zerolog"
@@ -31,7 +32,7 @@ type savedPools map[string]keypool.Snapshot
 // memory keeps nothing.
 type memory struct {
 	dir   *statedir.Dir
-	pools map[string]*keypool.KeyPool
+	pools atomic.Pointer[map[string]*keypool.KeyPool]
 	log   zerolog.Logger
 	found bool // the last run has left something
 
@@ -41,27 +42,33 @@ type memory struct {
 }
 
 // remember gives live's pools what the last run learned, and keeps what they learn
-// from now on until close. live's hashes become those of this installation. It
-// returns nil where nothing is kept. Call it before live is served.
-func remember(server config.Server, live *proxy.Live, log zerolog.Logger) *memory {
-	dir, err := openState(server)
-	if err != nil {
-		log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; to have it so, set server.state: off")
-	}
+// from now on in dir until close. live's hashes become those of this installation. It
+// returns nil where dir is. Call it before live is served.
+func remember(dir *statedir.Dir, live *proxy.Live, log zerolog.Logger) *memory {
 	if dir == nil {
 		return nil
 	}
-	m := &memory{dir: dir, pools: make(map[string]*keypool.KeyPool), log: log,
-		stop: make(chan struct{}), stopped: make(chan struct{})}
-	for _, up := range live.Router.Upstreams() {
-		m.pools[up.Provider.Name()] = up.Pool
-	}
+	m := &memory{dir: dir, log: log, stop: make(chan struct{}), stopped: make(chan struct{})}
+	m.follow(live)
+	var err error
 	if live.Seed, err = dir.Seed(); err != nil {
 		log.Warn().Err(err).Msg("conversations will not find their keys again after a restart")
 	}
 	m.restore()
 	go m.keep()
 	return m
+}
+
+// follow keeps what live's pools learn from now on, and no other's.
+func (m *memory) follow(live *proxy.Live) {
+	if m == nil {
+		return
+	}
+	pools := make(map[string]*keypool.KeyPool)
+	for _, up := range live.Router.Upstreams() {
+		pools[up.Provider.Name()] = up.Pool
+	}
+	m.pools.Store(&pools)
 }
 
 // openState returns nil without an error where state is off.
@@ -81,7 +88,7 @@ func (m *memory) restore() {
 	case err != nil:
 		m.log.Warn().Err(err).Msg("the relay starts without what the last run learned")
 	default:
-		for name, pool := range m.pools {
+		for name, pool := range *m.pools.Load() {
 			pool.Restore(saved[name])
 		}
 		m.found = true
@@ -111,7 +118,7 @@ func (m *memory) keep() {
 // otherwise than before.
 func (m *memory) save() {
 	now := savedPools{}
-	for name, pool := range m.pools {
+	for name, pool := range *m.pools.Load() {
 		now[name] = pool.Snapshot()
 	}
 	if m.trouble == "" && now.same(m.saved) {

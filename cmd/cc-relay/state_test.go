@@ -140,7 +140,7 @@ func TestServeWithStateOffKeepsNothing(t *testing.T) {
 	url, keys := refusingProvider(t)
 	file := twoKeys(t, url, "server: {state: off}")
 	for range 2 {
-		p := startServe(t, nil, "--config", file)
+		p := startServe(t, nil, "--config", file, "--admin-listen", "off")
 		assert.Equal(t, []string{"sk-ant-refused", "sk-ant-good"}, p.ask(keys))
 		p.signal()
 		p.endsWell()
@@ -228,10 +228,13 @@ func remembering(t *testing.T, dir string) (*memory, *keypool.KeyPool, *bytes.Bu
 	cfg.Server.StateDir = dir
 	cfg.Providers = []config.Provider{{Keys: []keypool.KeyConfig{{Key: secret.New("sk-ant-1")}, {Key: secret.New("sk-ant-2")}}}}
 	cfg.Providers[0].Name, cfg.Providers[0].Kind, cfg.Providers[0].BaseURL = "test", "anthropic", "https://api.example.com"
-	live, err := build(&cfg, zerolog.Nop())
+	b, err := build(&cfg, nil, watchers{log: zerolog.Nop()})
+	require.NoError(t, err)
+	live := b.live
+	state, err := openState(cfg.Server)
 	require.NoError(t, err)
 	log := &bytes.Buffer{}
-	m := remember(cfg.Server, live, zerolog.New(log))
+	m := remember(state, live, zerolog.New(log))
 	require.NotNil(t, m, log)
 	return m, live.Router.Upstreams()[0].Pool, log
 }
