@@ -62,11 +62,11 @@ func (r *running) adminView() admin.Relay {
 	handler := r.handler.Load()
 	return admin.Relay{
 		Version: version(), StartedAt: r.started,
-		Upstreams:    r.upstreams,
-		DisableKey:   func(up *router.Upstream, id string) error { return up.Pool.Disable(id) },
-		EnableKey:    func(up *router.Upstream, id string) error { return up.Pool.Enable(id) },
-		Draining:     (*router.Upstream).Draining,
-		SetDraining:  (*router.Upstream).SetDraining,
+		Upstreams:   r.upstreams,
+		DisableKey:  func(up *router.Upstream, id string) error { return up.Pool.Disable(id) },
+		EnableKey:   func(up *router.Upstream, id string) error { return up.Pool.Enable(id) },
+		Draining:    (*router.Upstream).Draining,
+		SetDraining: (*router.Upstream).SetDraining,
 		ForceBreaker: func(up *router.Upstream, class string, state health.State, d time.Duration) {
 			up.Force(handler.Scrub(class), state, d) // it is logged
 		},

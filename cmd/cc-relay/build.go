@@ -119,6 +119,7 @@ func (b *built) upstream(p config.Provider, before *built, w watchers) (*router.
 	}
 	poolConfig := p.PoolConfig()
 	poolConfig.Logger = w.log
+	poolConfig.OnDead = func(_ string, why keypool.Reason) { w.alarm(string(why), endpoint.Name) }
 	pool, err := keypool.NewKeyPool(endpoint.Name, poolConfig) // where there is one: to see whether it can be
 	if err != nil {
 		return nil, err

@@ -48,6 +48,9 @@ type PoolConfig struct {
 	// Logger receives choices (debug) and exhaustion, cool-downs and dead keys
 	// (warn). The zero Logger is silent.
 	Logger zerolog.Logger `yaml:"-"`
+	// OnDead, where set, is told of each key that is taken out, once per outage. It is
+	// called without a lock and must not block. As the Logger, the first one stays.
+	OnDead func(keyID string, why Reason) `yaml:"-"`
 }
 
 // KeyConfig is one credential with what its operator knows of its limits.

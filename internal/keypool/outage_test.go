@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/secret"
 	"cc-relay/internal/ratelimit"
 )
 
@@ -237,4 +238,21 @@ func TestInFlightWorkOfADeadKeyIsSettled(t *testing.T) {
 		assert.Zero(t, got.InFlight)
 		assert.Equal(t, ratelimit.Limits{RPM: 49, ITPM: 9400, OTPM: 940}, got.Remaining)
 	})
+}
+
+// Whoever is told of dead keys hears of each outage once.
+func TestOnDeadIsToldOnceAnOutage(t *testing.T) {
+	var told []string
+	p, err := keypool.NewKeyPool("test", keypool.PoolConfig{
+		Keys:   []keypool.KeyConfig{{Key: secret.New("sk-one")}, {Key: secret.New("sk-two")}},
+		OnDead: func(_ string, why keypool.Reason) { told = append(told, string(why)) },
+	})
+	require.NoError(t, err)
+	ids := []string{p.Keys()[0].ID, p.Keys()[1].ID}
+	for range 3 {
+		p.MarkKeyDead(ids[0], keypool.ReasonSpent)
+		p.MarkKeyForbidden(ids[1], "opus-5", "ann", true)
+	}
+	p.MarkKeyDead("unknown", keypool.ReasonSpent)
+	assert.Equal(t, []string{"spent", "forbidden"}, told)
 }

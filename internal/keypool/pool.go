@@ -69,6 +69,7 @@ type Demand struct {
 type KeyPool struct {
 	provider string
 	log      zerolog.Logger
+	onDead   func(keyID string, why Reason) // nil: nobody is told
 
 	mu           sync.RWMutex
 	keys         []*key // configured order; guarded by mu, as all that follows
@@ -108,6 +109,7 @@ func NewKeyPool(provider string, cfg PoolConfig) (*KeyPool, error) {
 	p := &KeyPool{
 		provider: provider,
 		log:      cfg.Logger.With().Str("provider", provider).Logger(),
+		onDead:   cfg.OnDead,
 		classes:  make(map[string]*class),
 		homes:    newHomes(),
 		prefixes: newPrefixes(),
@@ -449,6 +451,7 @@ func (p *KeyPool) MarkKeyDeadAt(now time.Time, keyID string, why Reason) {
 	news := ok && k.dead.strike(now, why)
 	p.mu.Unlock()
 	if news {
+		p.tellDead(keyID, why)
 		p.log.Warn().Str("key_id", keyID).Str("reason", string(why)).Msg("key is out; check it at the provider, or remove it from the configuration")
 	}
 }
@@ -473,7 +476,14 @@ func (p *KeyPool) MarkKeyForbidden(keyID, class, client string, account bool) {
 	}
 	p.mu.Unlock()
 	if news {
+		p.tellDead(keyID, ReasonForbidden)
 		p.log.Warn().Str("key_id", keyID).Str("class", class).Msg("key may not serve this class; check the model access of its account")
+	}
+}
+
+func (p *KeyPool) tellDead(keyID string, why Reason) {
+	if p.onDead != nil {
+		p.onDead(keyID, why)
 	}
 }
 
