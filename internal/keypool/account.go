@@ -105,8 +105,15 @@ type Room struct {
 	Level int `json:"level"`
 }
 
-// Shown are the keys that the account tells of: part of it, without a copy.
-func (a *Account) Shown() []KeyAccount { return a.Keys[:min(max(a.Considered, 0), accounted)] }
+// Shown are the keys that the account tells of: part of it, without a copy. Of a pool
+// so large that keys are drawn they are those that were, if one of them served.
+func (a *Account) Shown() []KeyAccount {
+	n := 0
+	for n < accounted && a.Keys[n].ID != "" {
+		n++
+	}
+	return a.Keys[:n]
+}
 
 // MarshalJSON implements json.Marshaler.
 func (a Account) MarshalJSON() ([]byte, error) {
@@ -188,14 +195,20 @@ func (p *KeyPool) account(now time.Time, c *class, d *Demand, dec *decision, own
 		a.Estimate.Input = int(float64(d.Bytes) * c.ratio)
 	}
 	a.Estimate.Output = int(c.predicted(d))
+	told := 0
+	drew := p.sampled && dec.err == nil && dec.wait == 0 && slices.Contains(p.drawn, dec.view.index)
 	for i, s := range c.slots {
+		if drew && !slices.Contains(p.drawn, i) {
+			continue // nobody looked at it, and looking at all would take longer than the choice
+		}
 		bytes := 0
 		if hits {
 			bytes = p.hits[s.key.scope]
 		}
 		var k KeyAccount
 		p.accountKey(&k, now, c, i, bytes, d, dec, own, home)
-		a.add(i, &k)
+		a.add(told, &k)
+		told++
 	}
 }
 

@@ -191,7 +191,11 @@ func TestAccountsOfManyKeys(t *testing.T) {
 				var a keypool.Account
 				lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 400, Account: &a})
 				assert.Equal(t, 40, a.Considered)
-				assert.Len(t, a.Shown(), 12)
+				if strategy == keypool.StrategyLeastLoaded { // draws some, and looks at no others
+					assert.LessOrEqual(t, len(a.Shown()), 12)
+				} else {
+					assert.Len(t, a.Shown(), 12)
+				}
 				chosen, before := 0, -1
 				for _, k := range a.Shown() {
 					assert.NotEqual(t, keypool.WhyOff, k.Why)

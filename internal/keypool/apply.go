@@ -336,6 +336,9 @@ func (p *KeyPool) toggle(keyID string, off bool) error {
 		return fmt.Errorf("%w: %s", ErrKeyNotFound, keyID)
 	}
 	k.off = off
+	for _, c := range p.classes {
+		c.weights = nil
+	}
 	p.wakeAllLocked()
 	return nil
 }

@@ -190,6 +190,9 @@ func (c *class) weigh(now time.Time) float64 {
 			if w == 0 {
 				w = middlingTPM
 			}
+			if c.slots[i].key.off {
+				w = 0
+			}
 			c.weights[i] = w
 			c.weight += w
 		}

@@ -50,7 +50,7 @@ type PoolConfig struct {
 	Logger zerolog.Logger `yaml:"-"`
 	// OnDead, where set, is told of each key that is taken out, once per outage. It is
 	// called without a lock and must not block. As the Logger, the first one stays.
-	OnDead func(keyID string, why Reason) `yaml:"-"`
+	OnDead func(keyID string, why Reason) `yaml:"-" json:"-"`
 }
 
 // KeyConfig is one credential with what its operator knows of its limits.
