@@ -34,6 +34,7 @@ type watchers struct {
 	metrics *metrics.Metrics
 	trace   *trace.Tracer
 	alert   func(kind, provider string) // nil: nobody is
+	ended   func(id string)             // as proxy.Live.Ended
 }
 
 // build turns a configuration into running parts: the one place where they are
@@ -82,6 +83,7 @@ func build(cfg *config.Config, before *built, w watchers) (*built, error) {
 		Origins: cfg.Server.AllowedOrigins,
 		Metrics: w.metrics,
 		Trace:   w.trace,
+		Ended:   w.ended,
 
 		Passthrough: cfg.Passthrough,
 	}

@@ -69,12 +69,22 @@ func newRunning(cfg *config.Config, log zerolog.Logger, sink *logSink) (*running
 }
 
 func (r *running) watchers() watchers {
-	return watchers{log: r.log, metrics: r.metrics, trace: r.trace, alert: r.alert}
+	return watchers{log: r.log, metrics: r.metrics, trace: r.trace, alert: r.alert, ended: r.ended}
 }
 
 // alert tells those who listen to events.
 func (r *running) alert(kind, provider string) {
 	r.publish(admin.EventAlert, map[string]string{"kind": kind, "provider": provider})
+}
+
+// ended tells those who listen of a request that is over.
+func (r *running) ended(id string) {
+	if a := r.admin.Load(); a == nil || !a.Listening() {
+		return
+	}
+	if account, ok := r.handler.Load().Explain(id); ok {
+		r.publish(admin.EventRequest, account)
+	}
 }
 
 func (r *running) publish(kind string, data any) {

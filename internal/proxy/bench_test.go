@@ -10,6 +10,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"cc-relay/internal/metrics"
 	"cc-relay/internal/proxy"
 )
 
@@ -31,6 +32,34 @@ func (d *discard) Write(p []byte) (int, error) {
 type reused struct{ bytes.Reader }
 
 func (r *reused) Close() error { return nil }
+
+// BenchmarkMetrics is one small request, not counted and counted.
+func BenchmarkMetrics(b *testing.B) {
+	for _, bm := range []struct {
+		name string
+		m    *metrics.Metrics
+	}{{"off", nil}, {"on", metrics.New(metrics.Options{})}} {
+		b.Run("metrics="+bm.name, func(b *testing.B) {
+			h, req := countedHandler(b, bm.m)
+			body, sent := &reused{}, []byte(ask(opus, false))
+			w := &discard{header: http.Header{}}
+			b.ReportAllocs()
+			for b.Loop() {
+				body.Reset(sent)
+				req.Body = body
+				clear(w.header)
+				h.ServeHTTP(w, req)
+			}
+		})
+	}
+}
+
+func countedHandler(tb testing.TB, m *metrics.Metrics) (*proxy.Handler, *http.Request) {
+	answer := func() io.Reader { return strings.NewReader(message) }
+	live := newLive(tb, setup{upstreams: []upstream{memory(answering("application/json", answer))}}, zerolog.Nop())
+	live.Metrics = m
+	return proxy.NewHandler(live, zerolog.New(io.Discard).Level(zerolog.InfoLevel)), aliceRequest(ask(opus, false))
+}
 
 // BenchmarkHandler is one request from client to provider and back, without a
 // network: what the relay itself costs.

@@ -72,6 +72,9 @@ type Live struct {
 	// Metrics and Trace are told of requests and attempts; nil: nobody is.
 	Metrics *metrics.Metrics
 	Trace   *trace.Tracer
+	// Ended, where set, is told the id of each request that has an account, when it is
+	// over. It must not block.
+	Ended func(id string)
 
 	cross *http.CrossOriginProtection
 	scrub *scrubber

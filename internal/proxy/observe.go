@@ -19,6 +19,9 @@ func (h *Handler) observe(x *exchange) {
 	}
 	if x.routed || x.own {
 		h.accounts.keep(x)
+		if x.live.Ended != nil {
+			x.live.Ended(x.id)
+		}
 	}
 	h.totals.add(x)
 	m, class := x.live.Metrics, ""
