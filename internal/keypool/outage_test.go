@@ -13,8 +13,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/secret"
 	"cc-relay/internal/ratelimit"
+	"cc-relay/internal/secret"
 )
 
 func TestADeadKeyIsNotOffered(t *testing.T) {
