@@ -16,12 +16,13 @@ NESTED := $(patsubst %/go.mod,%,$(wildcard e2e/go.mod bench/go.mod))
 FUZZTIME ?= 60s
 BENCHCOUNT ?= 1
 SEED ?= 1
+SOAK_FOR ?= 10m
 HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
 
-.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench fuzz e2e rules
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench soak soak-reload fuzz e2e rules
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 build: ## one static binary, ./cc-relay
 	CGO_ENABLED=0 go build -trimpath -ldflags='-s -w' -o cc-relay ./cmd/cc-relay
@@ -73,6 +74,12 @@ bench-pool: ## ways to choose a key, replayed in virtual time; SEED=1 is the fir
 
 faultbench: ## failover scenarios against the built relay, in real time; writes docs/faultbench.md
 	go run ./bench/fault -write docs/faultbench.md
+
+soak: ## mixed traffic and faults against the built relay for SOAK_FOR=10m; nothing may be lost
+	go run ./bench/soak -mixed -for=$(SOAK_FOR)
+
+soak-reload: ## 100 reloads a minute under load for SOAK_FOR=10m; nothing may be lost
+	go run ./bench/soak -for=$(SOAK_FOR)
 
 fuzz: ## every fuzz target for FUZZTIME=60s
 	@pkgs=$$(go list ./...); \

@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net/http"
 	"time"
+
+	"cc-relay/bench/rig"
 )
 
 // clean says why r is not one whole answer of up, exactly as up sent it.
@@ -15,22 +17,22 @@ func clean(r *reply, up *upstream) error {
 	if err != nil {
 		return err
 	}
-	if m.text != up.says(r.text) {
-		return fmt.Errorf("the text is not what the %s said: %.80q", up.name, m.text)
+	if m.Text != up.says(r.text) {
+		return fmt.Errorf("the text is not what the %s said: %.80q", up.name, m.Text)
 	}
 	return sameBytes(r, up)
 }
 
 // whole is what r says; its error is why r is not one whole answer.
-func (r *reply) whole() (message, error) {
+func (r *reply) whole() (rig.Message, error) {
 	switch {
 	case r.err != nil:
-		return message{}, fmt.Errorf("no whole answer: %w", r.err)
+		return rig.Message{}, fmt.Errorf("no whole answer: %w", r.err)
 	case r.status != http.StatusOK:
-		return message{}, fmt.Errorf("status %d: %.200s", r.status, r.body)
+		return rig.Message{}, fmt.Errorf("status %d: %.200s", r.status, r.body)
 	}
 	m, err := r.message()
-	if err == nil && !m.complete {
+	if err == nil && !m.Complete {
 		err = errors.New("the stream ended without message_stop")
 	}
 	return m, err
@@ -69,24 +71,24 @@ func honest(r *reply, up *upstream, within time.Duration) error {
 	if err != nil {
 		return fmt.Errorf("the %s %w", up.name, err)
 	}
-	shown, tail := frames(r.body)
-	m, err := readStream(bytes.Join(shown, nil))
+	shown, tail := rig.Frames(r.body)
+	m, err := rig.ReadStream(bytes.Join(shown, nil))
 	switch {
 	case err != nil:
 		return err
-	case m.complete:
+	case m.Complete:
 		return errors.New("it ended with message_stop, as if it were whole")
-	case m.failed:
+	case m.Failed:
 		shown = shown[:len(shown)-1]
 	case r.err == nil:
 		return errors.New("it ended cleanly, without an error event")
 	}
-	if m.failed && len(tail) > 0 {
+	if m.Failed && len(tail) > 0 {
 		return fmt.Errorf("%.60q follows the error event", tail)
 	}
-	sent, _ := frames(c.sent)
+	sent, _ := rig.Frames(c.sent)
 	same := bytes.Equal(bytes.Join(shown, nil), bytes.Join(sent, nil))
-	if !m.failed {
+	if !m.Failed {
 		same = len(shown) > 0 && bytes.HasPrefix(c.sent, r.body)
 	}
 	if !same {

@@ -8,6 +8,8 @@ import (
 	"io"
 	"net/http"
 	"time"
+
+	"cc-relay/bench/rig"
 )
 
 // patience is how long a client waits for the end of an answer; longer than any
@@ -77,11 +79,11 @@ func requestBody(text string, streamed bool) []byte {
 		`"system":"You are %s.", "messages":[{"role":"user", "content":"%s"}],"stream":%v}`, model, model, text, streamed)
 }
 
-func (r *reply) message() (message, error) {
+func (r *reply) message() (rig.Message, error) {
 	if r.streamed {
-		return readStream(r.body)
+		return rig.ReadStream(r.body)
 	}
-	return readJSON(r.body)
+	return rig.ReadJSON(r.body)
 }
 
 func (r *reply) took() time.Duration { return r.ended.Sub(r.began) }

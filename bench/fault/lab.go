@@ -12,6 +12,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"cc-relay/bench/rig"
 	"cc-relay/internal/simulator"
 )
 
@@ -102,16 +103,16 @@ func (h *hall) newLab(ctx context.Context, s scenario, streamed bool) (*lab, fun
 		l.close()
 		return nil, nil, err
 	}
-	l.url = relay.url
+	l.url = relay.URL
 	return l, func() error {
-		err := relay.stop()
+		err := relay.Stop()
 		_ = log.Close()
 		l.close()
 		return err
 	}, nil
 }
 
-func (h *hall) start(ctx context.Context, s scenario, streamed bool, l *lab) (*relay, io.Closer, error) {
+func (h *hall) start(ctx context.Context, s scenario, streamed bool, l *lab) (*rig.Relay, io.Closer, error) {
 	name := s.id + "-" + strings.ReplaceAll(mode(streamed), " ", "-")
 	file := name + ".yaml"
 	if err := os.WriteFile(filepath.Join(h.dir, file), []byte(s.settings.yaml(l.primary.addr, l.fallback.addr)), 0o600); err != nil {
@@ -126,7 +127,7 @@ func (h *hall) start(ctx context.Context, s scenario, streamed bool, l *lab) (*r
 		return nil, nil, err
 	}
 	h.starts <- struct{}{}
-	relay, err := startRelay(ctx, h.binary, h.dir, file, log)
+	relay, err := rig.Start(ctx, h.binary, h.dir, file, log)
 	<-h.starts
 	if err != nil {
 		_ = log.Close()

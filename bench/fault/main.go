@@ -10,7 +10,7 @@
 //	go run ./bench/fault -write docs/faultbench.md
 //
 // A scenario is a line of the table in scenarios.go; what is sent and checked is
-// in plays.go, what an answer must look like in checks.go and message.go.
+// in plays.go, what an answer must look like in checks.go and bench/rig.
 package main
 
 import (
@@ -27,6 +27,8 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+
+	"cc-relay/bench/rig"
 )
 
 func main() {
@@ -114,7 +116,7 @@ func playAll(ctx context.Context, chosen []scenario, binary, logs string, progre
 	defer func() { _ = os.RemoveAll(dir) }()
 	if binary == "" {
 		binary = filepath.Join(dir, "cc-relay")
-		err = build(ctx, binary)
+		err = rig.Build(ctx, binary)
 	} else {
 		binary, err = filepath.Abs(binary) // relays run in dir
 	}

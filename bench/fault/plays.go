@@ -123,8 +123,8 @@ func refusal(l *lab) error {
 	if err := errors.Join(l.attempts(r, 1, 0), clean(r, l.primary)); err != nil {
 		return err
 	}
-	if m, err := r.message(); err != nil || m.stop != "refusal" {
-		return errors.Join(fmt.Errorf("stop_reason %q, want refusal", m.stop), err)
+	if m, err := r.message(); err != nil || m.Stop != "refusal" {
+		return errors.Join(fmt.Errorf("stop_reason %q, want refusal", m.Stop), err)
 	}
 	return l.back()
 }
@@ -239,8 +239,8 @@ func names(asked string) play {
 			return err
 		}
 		m, err := r.message()
-		if u := l.fallback.usage; err != nil || m.model != asked || m.input != u.Input || m.output != u.Output {
-			return errors.Join(fmt.Errorf("model %s, %d and %d tokens; want the fallback's %s, %d and %d", m.model, m.input, m.output, asked, u.Input, u.Output), err)
+		if u := l.fallback.usage; err != nil || m.Model != asked || m.Usage.Input != u.Input || m.Usage.Output != u.Output {
+			return errors.Join(fmt.Errorf("model %s, %d and %d tokens; want the fallback's %s, %d and %d", m.Model, m.Usage.Input, m.Usage.Output, asked, u.Input, u.Output), err)
 		}
 		return l.fallbackSaw(r, bytes.Replace(r.sent, []byte(model), []byte(asked), 1))
 	}

@@ -15,7 +15,17 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"cc-relay/bench/rig"
 	"cc-relay/internal/simulator"
+)
+
+// Frames of an answer.
+const (
+	delta     = "event: content_block_delta\ndata: {\"type\":\"content_block_delta\",\"index\":0,\"delta\":{\"type\":\"text_delta\",\"text\":\"one \"}}\n\n"
+	blockStop = "event: content_block_stop\ndata: {\"type\":\"content_block_stop\",\"index\":0}\n\n"
+	closing   = "event: message_delta\ndata: {\"type\":\"message_delta\",\"delta\":{\"stop_reason\":\"end_turn\"},\"usage\":{\"output_tokens\":9}}\n\n"
+	stop      = "event: message_stop\ndata: {\"type\":\"message_stop\"}\n\n"
+	failure   = "event: error\ndata: {\"type\":\"error\",\"error\":{\"type\":\"api_error\",\"message\":\"broken\"}}\n\n"
 )
 
 // A bench that cannot fail shows nothing: these are relays that do one thing wrong
@@ -232,7 +242,7 @@ func cleanEnd(l *lab) http.HandlerFunc {
 		body, _ := io.ReadAll(r.Body)
 		held, ok := hold(sendTo(r.Context(), l.primary, body))
 		_, _ = w.Write(held.Bytes())
-		if m, _ := readStream(held.Bytes()); ok && !m.complete {
+		if m, _ := rig.ReadStream(held.Bytes()); ok && !m.Complete {
 			_, _ = io.WriteString(w, failure)
 		}
 	}

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bufio"
 	"errors"
 	"fmt"
 	"io"
@@ -90,12 +89,4 @@ routing: { retry_unknown: false }
 models: [ { match: [x] } ]
 `, s.yaml("127.0.0.1:1", "127.0.0.1:2"))
 	assert.NotContains(t, settings{alone: true}.yaml("127.0.0.1:1", "127.0.0.1:2"), "fallback")
-}
-
-func TestListening(t *testing.T) {
-	addr, _ := listening(bufio.NewReader(strings.NewReader("{\"message\":\"a warning\"}\n{\"listen\":\"127.0.0.1:80\",\"message\":\"relay serves\"}\n")))
-	assert.Equal(t, "127.0.0.1:80", addr)
-	addr, said := listening(bufio.NewReader(strings.NewReader("one\ntwo")))
-	assert.Empty(t, addr)
-	assert.Equal(t, "one two", said)
 }

@@ -1,4 +1,4 @@
-package main
+package rig_test
 
 import (
 	"strings"
@@ -6,6 +6,8 @@ import (
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"cc-relay/bench/rig"
 )
 
 // The frames of a short answer.
@@ -23,9 +25,9 @@ const (
 )
 
 func TestReadStream(t *testing.T) {
-	m, err := readStream([]byte(good))
+	m, err := rig.ReadStream([]byte(good))
 	require.NoError(t, err)
-	assert.Equal(t, message{model: "m", text: "one one ", stop: "end_turn", input: 7, output: 9, complete: true}, m)
+	assert.Equal(t, rig.Message{Model: "m", Text: "one one ", Stop: "end_turn", Usage: rig.Usage{Input: 7, Output: 9}, Complete: true}, m)
 }
 
 func TestAStreamThatIsNotWhole(t *testing.T) {
@@ -41,10 +43,10 @@ func TestAStreamThatIsNotWhole(t *testing.T) {
 		"an error before the end": {strings.TrimSuffix(good, stop) + failure, true},
 	} {
 		t.Run(name, func(t *testing.T) {
-			m, err := readStream([]byte(tt.body))
+			m, err := rig.ReadStream([]byte(tt.body))
 			require.NoError(t, err)
-			assert.False(t, m.complete)
-			assert.Equal(t, tt.failed, m.failed)
+			assert.False(t, m.Complete)
+			assert.Equal(t, tt.failed, m.Failed)
 		})
 	}
 }
@@ -71,7 +73,7 @@ func TestAStreamThatNoProviderSends(t *testing.T) {
 		"another name":                   {start + strings.Replace(ping, "event: ping", "event: pong", 1), `pong says that it is "ping"`},
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := readStream([]byte(tt.body))
+			_, err := rig.ReadStream([]byte(tt.body))
 			assert.ErrorContains(t, err, tt.want)
 		})
 	}
@@ -79,16 +81,16 @@ func TestAStreamThatNoProviderSends(t *testing.T) {
 
 func TestCommentsAndLaterEventsAreNoMistake(t *testing.T) {
 	later := "event: something_new\ndata: {\"type\":\"something_new\"}\n\n"
-	m, err := readStream([]byte(start + ": hello\n\n" + later + strings.TrimPrefix(good, start)))
+	m, err := rig.ReadStream([]byte(start + ": hello\n\n" + later + strings.TrimPrefix(good, start)))
 	require.NoError(t, err)
-	assert.True(t, m.complete)
+	assert.True(t, m.Complete)
 }
 
 func TestReadJSON(t *testing.T) {
 	const body = `{"type":"message","role":"assistant","model":"m","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}],"stop_reason":"end_turn","usage":{"input_tokens":7,"output_tokens":9}}`
-	m, err := readJSON([]byte(body))
+	m, err := rig.ReadJSON([]byte(body))
 	require.NoError(t, err)
-	assert.Equal(t, message{model: "m", text: "ab", stop: "end_turn", input: 7, output: 9, complete: true}, m)
+	assert.Equal(t, rig.Message{Model: "m", Text: "ab", Stop: "end_turn", Usage: rig.Usage{Input: 7, Output: 9}, Complete: true}, m)
 	for name, bad := range map[string]string{
 		"cut":         body[:100],
 		"two answers": body + body,
@@ -97,7 +99,7 @@ func TestReadJSON(t *testing.T) {
 		"no end":      strings.Replace(body, `"end_turn"`, "null", 1),
 	} {
 		t.Run(name, func(t *testing.T) {
-			_, err := readJSON([]byte(bad))
+			_, err := rig.ReadJSON([]byte(bad))
 			assert.Error(t, err)
 		})
 	}

@@ -1,4 +1,6 @@
-package main
+// Package rig is what the benches against the built relay share: the relay's process
+// and a client's strict reading of its answers. It makes no traffic and judges nothing.
+package rig
 
 import (
 	"bufio"
@@ -14,24 +16,27 @@ import (
 	"time"
 )
 
-func build(ctx context.Context, binary string) error {
-	if out, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "./cmd/cc-relay").CombinedOutput(); err != nil {
-		return fmt.Errorf("build the relay from the repository's root: %w\n%s", err, out)
+// Build builds the relay of this module as the file binary. It may be called from any
+// directory of the module.
+func Build(ctx context.Context, binary string) error {
+	if out, err := exec.CommandContext(ctx, "go", "build", "-o", binary, "cc-relay/cmd/cc-relay").CombinedOutput(); err != nil {
+		return fmt.Errorf("build the relay from within the repository: %w\n%s", err, out)
 	}
 	return nil
 }
 
-// relay is a running process.
-type relay struct {
-	url   string
+// Relay is a running process.
+type Relay struct {
+	URL   string // of its data listener
 	cmd   *exec.Cmd
 	ended chan struct{}
 	err   error // what it ended with; to be read after ended
 }
 
-// startRelay starts a relay with a configuration in dir and waits for the line in
-// which it says where it listens. Everything it logs goes to log.
-func startRelay(ctx context.Context, binary, dir, config string, log io.Writer) (*relay, error) {
+// Start starts a relay with a configuration in dir and waits for the line in
+// which it says where it listens. Everything it logs goes to log. The process is
+// killed when ctx ends.
+func Start(ctx context.Context, binary, dir, config string, log io.Writer) (*Relay, error) {
 	cmd := exec.CommandContext(ctx, binary, "serve", "--config", config)
 	cmd.Dir = dir
 	stderr, err := cmd.StderrPipe()
@@ -43,7 +48,7 @@ func startRelay(ctx context.Context, binary, dir, config string, log io.Writer) 
 	}
 	lines := bufio.NewReader(io.TeeReader(stderr, log))
 	addr, said := listening(lines)
-	r := &relay{url: "http://" + addr, cmd: cmd, ended: make(chan struct{})}
+	r := &Relay{URL: "http://" + addr, cmd: cmd, ended: make(chan struct{})}
 	go func() {
 		defer close(r.ended)
 		_, _ = io.Copy(io.Discard, lines)
@@ -77,9 +82,18 @@ func listening(lines *bufio.Reader) (addr, said string) {
 	}
 }
 
-// stop asks the relay to end. It waits for open requests, so one that takes long
-// has lost track of one.
-func (r *relay) stop() error {
+// PID is the process's id.
+func (r *Relay) PID() int { return r.cmd.Process.Pid }
+
+// Ended is closed when the process has ended and its log is read.
+func (r *Relay) Ended() <-chan struct{} { return r.ended }
+
+// Hangup sends the signal to reload.
+func (r *Relay) Hangup() error { return r.cmd.Process.Signal(syscall.SIGHUP) }
+
+// Stop asks the relay to end, and returns when its log is read. It waits for open
+// requests, so one that takes long has lost track of one.
+func (r *Relay) Stop() error {
 	if err := r.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
 		return err
 	}
