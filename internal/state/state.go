@@ -16,10 +16,12 @@ import (
 
 // Dir is an open state directory. It stays the same directory when its path is
 // renamed or replaced later. Safe for concurrent use, also by several processes:
-// the last file written stays, and none is ever a mix of two.
+// the last file written stays, and none is ever a mix of two. Lock keeps others out
+// who ask for it.
 type Dir struct {
 	path string
 	root *os.Root
+	lock *os.File // nil: not locked
 }
 
 // Open opens the directory at path, an absolute one, and makes it with mode 0700
@@ -79,8 +81,13 @@ func makeDir(path string) error {
 	return err
 }
 
-// Close lets go of the directory. No method may be called after it.
-func (d *Dir) Close() error { return d.root.Close() }
+// Close lets go of the directory and of its lock. No method may be called after it.
+func (d *Dir) Close() error {
+	if d.lock != nil {
+		_ = d.lock.Close()
+	}
+	return d.root.Close()
+}
 
 // Path is the directory's absolute path, as it was opened.
 func (d *Dir) Path() string { return d.path }
