@@ -17,7 +17,8 @@ type answer struct {
 
 // parseAnswer reads the head of an answer to a request of this method, as
 // [http.ReadResponse] does: a line may end without CR. It refuses more: versions
-// other than 1.0 and 1.1, statuses below 100, folded lines and names with spaces.
+// other than 1.0 and 1.1, statuses below 100, folded lines, names with spaces, and
+// chunks that have a content length too.
 // head is changed: names get their canonical form.
 func parseAnswer(head []byte, method string) (*answer, error) {
 	end := bytes.IndexByte(head, '\n') + 1
@@ -102,6 +103,9 @@ func (a *answer) frame(method string) error {
 	if err != nil {
 		return err
 	}
+	if chunked && length >= 0 { // whoever is between might have believed the other
+		return errors.New("http1: the answer has both chunks and a content length")
+	}
 	a.ContentLength = length
 	switch code := a.StatusCode; {
 	case code == http.StatusSwitchingProtocols:
@@ -115,7 +119,6 @@ func (a *answer) frame(method string) error {
 	case method == http.MethodHead:
 		a.Body = http.NoBody
 	case chunked:
-		delete(a.Header, "Content-Length") // or somebody behind us might believe it
 		a.body.kind, a.ContentLength = inChunks, -1
 	case length == 0:
 		a.Body = http.NoBody

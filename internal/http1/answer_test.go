@@ -48,8 +48,8 @@ var answers = map[string]struct {
 		raw:    "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n00b;ext=\"x\"\r\n, this is A\r\n1 \t\r\n!\r\n0\r\n\r\n",
 		status: 200, body: "hello, this is A!", length: -1, header: http.Header{},
 	},
-	"chunks beat the content length": {
-		raw:    "HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
+	"chunks in other words": {
+		raw:    "HTTP/1.1 200 OK\r\nTransfer-Encoding: Chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
 		status: 200, body: "hello", length: -1, header: http.Header{},
 	},
 	"no chunk but the last": {
@@ -180,6 +180,7 @@ var refused = map[string]struct{ raw, says string }{
 	"signed content length":        {"HTTP/1.1 200 OK\r\nContent-Length: +1\r\n\r\na", "not a number"},
 	"content length in hex":        {"HTTP/1.1 200 OK\r\nContent-Length: 0x1\r\n\r\na", "not a number"},
 	"content length of 2^63":       {"HTTP/1.1 200 OK\r\nContent-Length: 9223372036854775808\r\n\r\na", "not a number"},
+	"chunks and a length":          {"HTTP/1.1 200 OK\r\nContent-Length: 3\r\nTransfer-Encoding: chunked\r\n\r\n0\r\n\r\n", "both chunks and a content length"},
 	"chunks and bad length":        {"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nContent-Length: x\r\n\r\n0\r\n\r\n", "not a number"},
 	"gzip":                         {"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip\r\n\r\n", "transfer encoding"},
 	"gzip in chunks":               {"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n", "transfer encoding"},

@@ -110,5 +110,7 @@ func stricter(raw []byte, r reply) bool {
 	folded := bytes.Contains(raw, []byte("\n ")) || bytes.Contains(raw, []byte("\n\t"))
 	bareLF := bytes.Count(raw, []byte("\n")) != bytes.Count(raw, []byte("\r\n"))
 	chunked := len(r.TransferEncoding) > 0
-	return (r.Proto != "HTTP/1.1" && r.Proto != "HTTP/1.0") || r.StatusCode < 100 || folded || (bareLF && chunked) || len(raw) > 64<<10
+	lower := bytes.ToLower(raw)
+	both := bytes.Contains(lower, []byte("transfer-encoding")) && bytes.Contains(lower, []byte("content-length"))
+	return both || (r.Proto != "HTTP/1.1" && r.Proto != "HTTP/1.0") || r.StatusCode < 100 || folded || (bareLF && chunked) || len(raw) > 64<<10
 }

@@ -113,6 +113,65 @@ func changesOnlyModel(t *testing.T, req messages.Request, model string) {
 	require.Equal(t, string(req.Body), sent(t, &req), "body after SetModel was taken back")
 }
 
+// FuzzSetModel: with another model to ask for, the body is the one that the client
+// sent, byte for byte, but for the value of model, which encoding/json finds; and that
+// is the name. Inspect reads it back, and nothing else of what it says has changed.
+func FuzzSetModel(f *testing.F) {
+	for _, seed := range []string{
+		`{"model":"m","max_tokens":12,"stream":true}`, "\n{ \"mod\\u0065l\" : \"a\\ud83d\\ude42\" , \"a\" : 1e2 }\r\n",
+		`{"messages":[{"model":"m","content":"\"model\":\"m\""}],"model"` + "\t:\r\n" + `"m" ,"metadata":{"user_id":"m"}}`, claude{"aad", "low", true, 2}.body(),
+	} {
+		f.Add([]byte(seed), "claude-haiku-5-5")
+		f.Add([]byte(seed), "\"\\\x00\xff\u2028<&>")
+	}
+	f.Fuzz(func(t *testing.T, body []byte, name string) {
+		req, err := messages.Inspect(body, 0)
+		if err != nil || !json.Valid(body) {
+			return
+		}
+		from, to := valueOf(t, body, "model")
+		req.SetModel(name)
+		got := sent(t, &req)
+		if name == "" || name == string(req.Model) {
+			require.Equal(t, string(body), got)
+			return
+		}
+		head, tail := string(body[:from]), string(body[to:])
+		require.True(t, strings.HasPrefix(got, head) && strings.HasSuffix(got, tail) && len(got) >= len(head)+len(tail), "%q became %q", body, got)
+		var written string
+		require.NoError(t, json.Unmarshal([]byte(got[len(head):len(got)-len(tail)]), &written))
+		require.Equal(t, string([]rune(name)), written, "each byte that is not UTF-8 becomes U+FFFD")
+		again, err := messages.Inspect([]byte(got), 0)
+		if len(written) > 512 { // longer than a body of a client may ask for
+			require.Error(t, err)
+			return
+		}
+		require.NoError(t, err)
+		require.Equal(t, written, string(again.Model))
+		require.Equal(t, []any{req.Stream, req.MaxTokens, string(req.UserID), req.OpenTools}, []any{again.Stream, again.MaxTokens, string(again.UserID), again.OpenTools})
+	})
+}
+
+// valueOf finds the value of a field of a JSON object.
+func valueOf(t *testing.T, object []byte, name string) (from, to int) {
+	t.Helper()
+	d := json.NewDecoder(bytes.NewReader(object))
+	_, err := d.Token()
+	require.NoError(t, err)
+	for d.More() {
+		key, err := d.Token()
+		require.NoError(t, err)
+		var value json.RawMessage
+		require.NoError(t, d.Decode(&value))
+		if key == name {
+			to = int(d.InputOffset())
+			return to - len(value), to
+		}
+	}
+	require.FailNow(t, "no such field", name)
+	return 0, 0
+}
+
 // FuzzPrefix holds what Inspect says of a prompt against the model, as sent, with
 // its fields the other way round, and with one message more.
 func FuzzPrefix(f *testing.F) {
@@ -230,6 +289,81 @@ func FuzzMeter(f *testing.F) {
 		m.Frame(frames[1])
 		require.Equal(t, once, m.Usage(), "the same delta again changed the usage")
 		readsAsEncodingJSON(t, delta)
+	})
+}
+
+// numbers are what a count may be written as. The first of them, which are whole and
+// small enough, mean what they say; null leaves the count before; of the others only
+// the bounds are known.
+var numbers = []string{"0", "1", "7", "12", "34", "1000", "9007199254740992", "null",
+	"-1", "9007199254740993", "9223372036854775807", "9223372036854775808", "-9223372036854775808", "1e3", "2.5", "1e400", "-0", `"7"`, "{}", "[]", "true"}
+
+const (
+	null = 7 // in numbers
+	odd  = 8 // the first of those
+)
+
+// counts are the fields of a usage object.
+var counts = []string{"input_tokens", "cache_creation_input_tokens", "cache_read_input_tokens", "output_tokens"}
+
+// FuzzMeterOfStreams: whatever the events of a stream say of usage, in whatever chunks
+// they come, the last count of each kind is what the meter says; nothing is added up,
+// nothing is negative or overflows, and other events count for nothing.
+func FuzzMeterOfStreams(f *testing.F) {
+	f.Add([]byte{0, 0, 3, 1, 3, 4, 2, 3, 5}, uint64(1))
+	f.Add([]byte{0, 0, 9, 1, 0, 2, 1, 3, 10, 1, 3, 3, 1, 3, 7}, uint64(2))
+	f.Add([]byte{1, 3, 6, 1, 2, 6, 1, 1, 6, 0, 0, 6, 3, 0, 1, 4, 1, 1}, uint64(3))
+	f.Fuzz(func(t *testing.T, script []byte, seed uint64) {
+		var stream strings.Builder
+		want, oddly := map[string]int{}, map[string]bool{} // by field; oddly: only bounds are known
+		deltas := 0
+		for ; len(script) >= 3; script = script[3:] {
+			field, number := counts[script[1]%4], int(script[2])%len(numbers)
+			usage := `{"` + field + `":` + numbers[number] + `,"output_tokens_details":{"` + field + `":99}}`
+			switch script[0] % 5 {
+			case 0:
+				stream.WriteString(`data: {"type":"message_start","message":{"usage":` + usage + "}}\n\n")
+			case 1:
+				stream.WriteString("event: message_delta\r\ndata: {\"delta\":{\"usage\":{\"" + field + "\":98}},\r\ndata: \"usage\":" + usage + "}\r\n\r\n")
+			case 2:
+				stream.WriteString("event: content_block_delta\rdata: {\"usage\":" + usage + "}\r\r")
+				deltas++
+				continue
+			case 3:
+				stream.WriteString("event: later_kind\ndata: {\"usage\":" + usage + "}\n\n")
+				continue
+			case 4:
+				stream.WriteString("event: message_delta\ndata: {\"usage\":" + usage + "\n\n") // cut short: no JSON
+				continue
+			}
+			switch {
+			case number < null:
+				n, err := strconv.Atoi(numbers[number])
+				require.NoError(t, err)
+				want[field], oddly[field] = n, false
+			case number >= odd:
+				oddly[field] = true
+			}
+		}
+		text := stream.String()
+		var m messages.Meter
+		var frames messages.Frames
+		rest := &chunks{text, func() int { seed = seed*6364136223846793005 + 1442695040888963407; return 1 + int(seed>>33)%40 }}
+		for err := error(nil); err == nil; {
+			_, err = frames.Fill(rest)
+			for frame, ok := frames.Next(); ok; frame, ok = frames.Next() {
+				m.Frame(frame)
+				inBounds(t, m.Usage())
+			}
+			frames.Discard()
+		}
+		require.Equal(t, deltas, m.Deltas())
+		u := m.Usage()
+		for i, got := range []int{u.Input, u.CacheWrite, u.CacheRead, u.Output} {
+			if !oddly[counts[i]] {
+				require.Equal(t, want[counts[i]], got, "%s of %q", counts[i], text)
+			}
+		}
 	})
 }
 

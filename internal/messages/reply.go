@@ -39,3 +39,36 @@ func InspectReply(body []byte) (Reply, error) {
 	reply.Usage, reply.HasUsage, reply.Suspect = c.Usage, c.seen, c.suspect
 	return reply, nil
 }
+
+// Nesting follows a JSON text that comes in parts and is too long to be held, far
+// enough to tell whether it has been cut short. It does not check what it reads. The
+// zero value is ready. Not safe for concurrent use.
+type Nesting struct {
+	open     int // brackets and braces that are not closed yet
+	begun    bool
+	inString bool
+	escaped  bool
+}
+
+// Add takes the next part.
+func (n *Nesting) Add(part []byte) {
+	for _, c := range part {
+		switch {
+		case n.escaped:
+			n.escaped = false
+		case n.inString && c == '\\':
+			n.escaped = true
+		case c == '"':
+			n.inString = !n.inString
+		case n.inString:
+		case c == '{' || c == '[':
+			n.open++
+			n.begun = true
+		case c == '}' || c == ']':
+			n.open--
+		}
+	}
+}
+
+// Closed reports whether an object or array has come with all that is in it.
+func (n *Nesting) Closed() bool { return n.begun && n.open == 0 && !n.inString }

@@ -57,3 +57,16 @@ func TestInspectReplyRefusesOtherThings(t *testing.T) {
 		require.Error(t, err, "body %q", body)
 	}
 }
+
+// However it is torn apart, of an answer with nothing after it only the whole is closed.
+func TestNestingOfEveryPart(t *testing.T) {
+	const text = `{"a":[1,{"b":"}]\\\"{"},[]],"\\\\":"[","c":{}}`
+	for from := range len(text) + 1 {
+		for to := from; to <= len(text); to++ {
+			var n messages.Nesting
+			n.Add([]byte(text[:from]))
+			n.Add([]byte(text[from:to]))
+			require.Equal(t, to == len(text), n.Closed(), "%s|%s", text[:from], text[from:to])
+		}
+	}
+}

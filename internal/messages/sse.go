@@ -2,6 +2,7 @@ package messages
 
 import (
 	"bytes"
+	"cmp"
 	"errors"
 	"io"
 )
@@ -20,7 +21,8 @@ const (
 )
 
 const (
-	// MaxFrame is the largest frame in bytes that Frames accepts, spilled or not.
+	// MaxFrame is the largest frame in bytes that Frames accepts, spilled or not, if it
+	// is told no other limit.
 	MaxFrame = 8 << 20
 	// readSize is the most one Fill reads: as fast as larger reads and a fraction
 	// of the memory of a stream.
@@ -31,8 +33,8 @@ const (
 	typeReach = 64
 )
 
-// ErrFrameTooLarge is returned by Fill when a frame has passed MaxFrame.
-var ErrFrameTooLarge = errors.New("messages: frame larger than 8 MiB")
+// ErrFrameTooLarge is returned by Fill when a frame has passed the limit.
+var ErrFrameTooLarge = errors.New("messages: frame too large")
 
 // Frame is one frame of an event stream: its lines and the blank line after
 // them. A blank line or a comment alone is a frame without Event and Data. The
@@ -74,7 +76,8 @@ type Frames struct {
 
 	spilled  int    // bytes of the unfinished frame that were moved into Whole
 	midFrame bool   // what was discarded last ended inside a frame
-	tooLarge bool   // a frame passed MaxFrame
+	limit    int    // of a frame; 0: MaxFrame
+	tooLarge bool   // a frame passed the limit
 	event    []byte // name of the spilled frame
 	joined   []byte // data of frames with several data lines
 }
@@ -88,6 +91,11 @@ func (f *Frames) Reset() {
 	}
 	*f = Frames{buf: buf}
 }
+
+// Limit bounds frames to n bytes instead of MaxFrame, until Reset.
+func (f *Frames) Limit(n int) { f.limit = n }
+
+func (f *Frames) most() int { return cmp.Or(f.limit, MaxFrame) }
 
 // Fill reads from r once, at most 4 KiB, and returns what Read returned. It
 // invalidates the frames returned before. With ErrFrameTooLarge nothing was read
@@ -161,7 +169,7 @@ func (f *Frames) Next() (Frame, bool) {
 			return f.cut()
 		}
 	}
-	f.tooLarge = f.tooLarge || f.spilled+f.scan-f.whole > MaxFrame
+	f.tooLarge = f.tooLarge || f.spilled+f.scan-f.whole > f.most()
 	return Frame{}, false
 }
 
@@ -184,7 +192,7 @@ func (f *Frames) takeLF() {
 
 func (f *Frames) cut() (Frame, bool) {
 	raw := f.buf[f.whole:f.scan]
-	if f.spilled+len(raw) > MaxFrame {
+	if f.spilled+len(raw) > f.most() {
 		f.tooLarge = true
 		return Frame{}, false
 	}

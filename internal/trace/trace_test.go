@@ -5,6 +5,7 @@ import (
 	"maps"
 	"math"
 	"net/http"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -247,8 +248,17 @@ func TestLaterVersionsOfTraceparentAreReadAsVersion00(t *testing.T) {
 	}
 }
 
+// wellFormed is a traceparent as the standard has it, with room for what later versions
+// put behind. Source: https://www.w3.org/TR/trace-context/#traceparent-header.
+var wellFormed = regexp.MustCompile(`^([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-(?s:.*))?$`)
+
+// FuzzTraceparent: a well formed traceparent is gone on with, trace and known flags as
+// they are, and any other begins a new trace; a span of the relay's own is handed on in
+// both cases, as version 00.
 func FuzzTraceparent(f *testing.F) {
 	f.Add(sampled)
+	f.Add("01" + sampled[2:] + "-later")
+	f.Add(sampled[:len(sampled)-2] + "ff")
 	for _, value := range hostile {
 		f.Add(value[:min(len(value), 200)])
 	}
@@ -256,8 +266,24 @@ func FuzzTraceparent(f *testing.F) {
 	require.NoError(f, err)
 	f.Cleanup(func() { _ = tr.Close(f.Context()) })
 	f.Fuzz(func(t *testing.T, value string) {
-		assert.Regexp(t, `^00-[0-9a-f]{32}-[0-9a-f]{16}-0[0-3]$`,
-			tr.Start(header(value), time.Now(), "", "").Attempt(time.Now()).Traceparent())
+		handed := tr.Start(header(value), time.Now(), "", "").Attempt(time.Now()).Traceparent()
+		got := wellFormed.FindStringSubmatch(handed)
+		require.NotNil(t, got, handed)
+		require.Equal(t, "00", got[1])
+		require.Empty(t, got[5])
+		require.NotEqual(t, strings.Repeat("0", 32), got[2])
+		require.NotEqual(t, strings.Repeat("0", 16), got[3])
+		in := wellFormed.FindStringSubmatch(value)
+		if in == nil || in[1] == "ff" || in[1] == "00" && in[5] != "" || strings.Trim(in[2], "0") == "" || strings.Trim(in[3], "0") == "" {
+			require.NotContains(t, value, got[2], "a new trace")
+			require.Equal(t, "02", got[4], "of random id, not sampled")
+			return
+		}
+		require.Equal(t, in[2], got[2])
+		require.NotEqual(t, in[3], got[3], "the span is the relay's")
+		flags, err := hex.DecodeString(in[4])
+		require.NoError(t, err)
+		require.Equal(t, hex.EncodeToString([]byte{flags[0] & 3}), got[4])
 	})
 }
 
