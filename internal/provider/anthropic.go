@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -36,6 +37,9 @@ func newAnthropic(cfg Config) (Provider, error) {
 	}
 	if base.User != nil || base.RawQuery != "" || base.Fragment != "" {
 		return nil, fmt.Errorf("provider %s: base_url must have no user, query or fragment", cfg.Name)
+	}
+	if at, err := netip.ParseAddr(base.Hostname()); err == nil && forbidden(at) {
+		return nil, fmt.Errorf("provider %s: base_url: %w", cfg.Name, errForbidden)
 	}
 	if cfg.Auth != "" && cfg.Auth != AuthAPIKey && cfg.Auth != AuthBearer {
 		return nil, fmt.Errorf("provider %s: auth %q is unknown; write %s or %s", cfg.Name, cfg.Auth, AuthAPIKey, AuthBearer)

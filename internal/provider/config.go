@@ -14,7 +14,8 @@ type Config struct {
 	Kind string `yaml:"kind,omitempty"`
 	// BaseURL is scheme, host and optional path prefix; /v1/messages is joined to
 	// it without doubling /v1. Plain http is accepted for loopback hosts only,
-	// unless AllowHTTP is set.
+	// unless AllowHTTP is set. Its host may have private addresses, but none that is
+	// unspecified, link-local, multicast or of a cloud's metadata service.
 	BaseURL string `yaml:"base_url"`
 	// Auth is the header that carries the key: x-api-key (also when empty) or bearer.
 	Auth string `yaml:"auth,omitempty"`

@@ -6,6 +6,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/url"
@@ -70,7 +71,7 @@ func (c Config) origin() string {
 // was sent: it may be sent elsewhere without being paid for twice.
 type ConnectError struct{ err error }
 
-func (e *ConnectError) Error() string { return "provider: cannot connect: " + e.err.Error() }
+func (e *ConnectError) Error() string { return fmt.Sprint("provider: cannot connect: ", e.err) }
 
 // Unwrap returns what the dialer or the TLS handshake reported.
 func (e *ConnectError) Unwrap() error { return e.err }
@@ -90,7 +91,8 @@ type madeOf struct {
 
 // NewTransport returns a transport for cfg's upstream: certificates always
 // verified, connections kept, no proxy from the environment, nothing unpacked on
-// the way, redirects left to the caller. It speaks HTTP/1.1; with a server that
+// the way, redirects left to the caller, no connection to an address that is no
+// provider's, see forbidden. It speaks HTTP/1.1; with a server that
 // accepts HTTP/2 only, net/http speaks that. What fails before a connection stands
 // is a *ConnectError. Error: a CA file that cannot be used; the system's roots are
 // never a substitute for it.
@@ -119,7 +121,7 @@ func (t *Transport) Renew(cfg Config) (*Transport, error) {
 
 // dialing is a transport that trusts roots, nil: the system's.
 func dialing(timeout time.Duration, roots *x509.CertPool) *http1.Transport {
-	d := &dialer{Dialer: net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second}}
+	d := &dialer{Dialer: net.Dialer{Timeout: timeout, KeepAlive: 30 * time.Second, Control: refuseForbidden}}
 	http1TLS, anyTLS := newTLS(roots, "http/1.1"), newTLS(roots, "h2", "http/1.1")
 	return http1.NewTransport(http1.Config{
 		Dial: func(ctx context.Context, scheme, addr string) (net.Conn, error) {
@@ -128,7 +130,7 @@ func dialing(timeout time.Duration, roots *x509.CertPool) *http1.Transport {
 			}
 			return d.dial(ctx, "tcp", addr)
 		},
-		Fallback: &http.Transport{
+		Fallback: redoFew{&http.Transport{
 			DialContext: d.dial,
 			DialTLSContext: func(ctx context.Context, _, addr string) (net.Conn, error) {
 				return d.dialTLS(ctx, addr, anyTLS)
@@ -142,8 +144,33 @@ func dialing(timeout time.Duration, roots *x509.CertPool) *http1.Transport {
 			// Requests share an HTTP/2 connection; one whose path has died silently
 			// would take each new one with it until TCP gives up.
 			HTTP2: &http.HTTP2Config{SendPingTimeout: 15 * time.Second, PingTimeout: 15 * time.Second},
-		},
+		}},
 	})
+}
+
+// redoFew lets a request that an HTTP/2 server has not processed be sent once or
+// twice more. net/http would do it seven times in a minute, while another provider
+// could have served. Source: https://www.rfc-editor.org/rfc/rfc9113#section-8.7.
+type redoFew struct{ *http.Transport }
+
+// maxBodies is how many bodies net/http gets beside the first: it takes two of them
+// for one request that moves from a connection that goes away.
+const maxBodies = 2
+
+var errRefused = errors.New("the server processes no request")
+
+func (t redoFew) RoundTrip(req *http.Request) (*http.Response, error) {
+	if body := req.GetBody; body != nil {
+		n := 0
+		req = req.WithContext(req.Context())
+		req.GetBody = func() (io.ReadCloser, error) {
+			if n++; n > maxBodies {
+				return nil, &ConnectError{errRefused}
+			}
+			return body()
+		}
+	}
+	return t.Transport.RoundTrip(req)
 }
 
 // rootCAs is the CA file and the pool of what is in it, nil for the system's.
