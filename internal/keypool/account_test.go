@@ -165,6 +165,35 @@ func TestAccountsOfAFullQueue(t *testing.T) {
 	})
 }
 
+// The length of the queue is what the configuration says, also after a reload.
+func TestMaxWaiting(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k, three, five, none := keyOf(0, 60_000, 0, 0), 3, 5, 0
+		cfg := keypool.PoolConfig{Keys: []keypool.KeyConfig{k}, MaxWaiting: &three}
+		p, err := keypool.NewKeyPool("a", cfg)
+		require.NoError(t, err)
+		require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, rateHeaders(60_000, 0)))
+		turns := make([]keypool.Turn, 7)
+		waits := func(i int) bool {
+			_, wait, err := p.AcquireAt(time.Now(), keypool.Demand{Class: opus}, &turns[i])
+			return err == nil && wait > 0
+		}
+		for i := range 4 {
+			require.Equal(t, i < three, waits(i), "request %d", i)
+		}
+		cfg.MaxWaiting = &five
+		require.NoError(t, p.Apply(cfg))
+		for i := 4; i < 7; i++ {
+			require.Equal(t, i < 6, waits(i), "request %d", i) // three wait already
+		}
+		for i := range turns {
+			p.Leave(&turns[i])
+		}
+		cfg.MaxWaiting = &none
+		require.ErrorContains(t, p.Apply(cfg), "max_waiting 0 is not above 0")
+	})
+}
+
 func index(ids []string, id string) int {
 	for i := range ids {
 		if ids[i] == id {

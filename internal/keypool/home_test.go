@@ -80,7 +80,7 @@ func TestWhatHasNoHome(t *testing.T) {
 
 // A home that cannot serve is left where requests do not wait, and the conversation
 // stays where it went.
-func TestAHomeIsLeftWhenItCannotServe(t *testing.T) {
+func testHomeThatCannotServe(t *testing.T) {
 	for _, tc := range []struct {
 		name    string
 		leave   func(t *testing.T, p *keypool.KeyPool, id string)

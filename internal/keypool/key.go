@@ -25,6 +25,9 @@ const (
 	LongestMaxWait = time.Minute
 )
 
+// DefaultMaxWaiting is the length of the queue of a pool that is not told another.
+const DefaultMaxWaiting = 1_000
+
 // Values of PoolConfig.Affinity.
 const (
 	AffinityOn  = "on"
@@ -39,6 +42,9 @@ type PoolConfig struct {
 	// MaxWait is how long a request may wait for a key to refill, in all, before
 	// it is refused: 0 to 60 s. nil means DefaultMaxWait, and 0 never to wait.
 	MaxWait *time.Duration `yaml:"max_wait,omitempty"`
+	// MaxWaiting is how many requests may wait for a key at once, all others being
+	// refused at once: 1 or more. nil means DefaultMaxWaiting.
+	MaxWaiting *int `yaml:"max_waiting,omitempty"`
 	// Affinity is on or off: whether a conversation goes back to the key whose
 	// prompt cache holds its beginning. Empty means on.
 	Affinity string `yaml:"affinity,omitempty"`
@@ -83,6 +89,17 @@ func (c PoolConfig) wait() (time.Duration, error) {
 		return 0, fmt.Errorf("max_wait %s is not within 0 and %s", *c.MaxWait, LongestMaxWait)
 	}
 	return *c.MaxWait, nil
+}
+
+// waiting is MaxWaiting, or its default. Error: out of range.
+func (c PoolConfig) waiting() (int, error) {
+	if c.MaxWaiting == nil {
+		return DefaultMaxWaiting, nil
+	}
+	if *c.MaxWaiting < 1 {
+		return 0, fmt.Errorf("max_waiting %d is not above 0", *c.MaxWaiting)
+	}
+	return *c.MaxWaiting, nil
 }
 
 // affine is whether Affinity is on. Error: neither on nor off.

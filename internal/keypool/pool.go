@@ -31,6 +31,7 @@ type ExhaustedError struct {
 	Provider   string
 	RetryAfter time.Duration // until the first key that Demand does not exclude; of dead keys, until the next probe
 	Left       int           // keys neither excluded nor dead nor off; 0: waiting for RetryAfter helps nobody
+	Off        int           // keys that the operator has taken out
 	Reason     Reason        // why the keys are dead, where one is and none is left; ReasonSpent goes before the others
 }
 
@@ -75,6 +76,7 @@ type KeyPool struct {
 	keys         []*key // configured order; guarded by mu, as all that follows
 	byID         map[string]*key
 	maxWait      time.Duration
+	maxWaiting   int
 	affinityOff  bool
 	sampled      bool // there are too many keys to look at all of them
 	applied      int  // configurations so far

