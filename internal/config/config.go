@@ -53,6 +53,8 @@ type Config struct {
 	Classes []keypool.ClassRule `yaml:"classes,omitempty"`
 	// Providers are the upstreams, in the order that Routing tries them; at least one.
 	Providers []Provider `yaml:"providers"`
+
+	secretFiles []string // that secrets were read from
 }
 
 // Server is the relay's own listener.
@@ -71,6 +73,8 @@ type Server struct {
 	// State is on or off: whether what the relay learns is kept for its next start.
 	// Default on.
 	State string `yaml:"state"`
+	// Limits bound what clients can take of the relay.
+	Limits Limits `yaml:"limits"`
 	// StateDir is the directory that keeps it, an absolute path. Empty, the
 	// default: see StatePath.
 	StateDir string `yaml:"state_dir"`
@@ -219,20 +223,16 @@ const anthropicURL = "https://api.anthropic.com"
 // clients and no providers. It is not valid before a provider is added.
 func Default() Config {
 	retry := true
-	return Config{
-		Server: Server{
-			Listen:       "127.0.0.1:8787",
-			DrainTimeout: 10 * time.Minute,
-			Expose:       true,
-			MaxBodyBytes: 32 << 20,
-			State:        StateOn,
-		},
+	cfg := Config{
+		Server:  Server{Listen: "127.0.0.1:8787", Expose: true, State: StateOn},
 		Admin:   Admin{Listen: adminListen},
 		Logging: Logging{Level: "info", Format: "json"},
 		Metrics: MetricsOn,
 		Tracing: Tracing{Sample: 1},
 		Routing: router.Config{Strategy: router.StrategyFailover, RetryUnknown: &retry},
 	}
+	cfg.setBounds()
+	return cfg
 }
 
 // finish fills what depends on other values.
@@ -256,6 +256,8 @@ func (p *Provider) setDefaults() {
 	wait := keypool.DefaultMaxWait
 	p.Pool.MaxWait = &wait
 	p.Pool.Affinity = keypool.AffinityOn
+	waiting := keypool.DefaultMaxWaiting
+	p.Pool.MaxWaiting = &waiting
 }
 
 // finish fills what depends on other values. Keys of another vendor must never go

@@ -36,7 +36,7 @@ func ptr[T any](v T) *T { return &v }
 
 // pool is the pool that a file gives without further settings.
 func pool(strategy string) keypool.PoolConfig {
-	return keypool.PoolConfig{Strategy: strategy, MaxWait: ptr(3 * time.Second), Affinity: "on"}
+	return keypool.PoolConfig{Strategy: strategy, MaxWait: ptr(3 * time.Second), MaxWaiting: ptr(1000), Affinity: "on"}
 }
 
 // anthropic is the provider that a file or the environment gives without further settings.
@@ -128,6 +128,7 @@ func TestExampleBelongsToTheCaller(t *testing.T) {
 func TestEverySettingIsRead(t *testing.T) {
 	const text = `
 server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes: 1024, state: off, state_dir: "${HOME}/relay",
+  limits: { header_bytes: 4096, header_time: 2s, body_silence: 3s, body_rate: 4, body_time: 5s, bodies_bytes: 6000000, requests: 7, connections: 8, connections_per_source: 9, streams_per_connection: 10, idle_connection: 11s, write_time: 12s, total_time: 13m, frame_bytes: 14000 },
   tls: { cert_file: "${TLS_CERT}", key_file: "${TLS_KEY}" }, insecure_cleartext: true, allowed_hosts: [ relay.example.com, "::1" ], allowed_origins: [ "https://${ORIGIN}:8443", vscode-webview://a-b ] }
 admin: { listen: off, pprof: true, tls: { cert_file: "${TLS_CERT}", key_file: "${TLS_KEY}" }, insecure_cleartext: true, allowed_hosts: [ 10.0.0.7 ] }
 metrics: off
@@ -153,7 +154,7 @@ classes: [ { models: [ claude-x, "*/claude-x-*[1m]" ], class: "x" }, { class: op
 providers:
 - kind: anthropic
   keys: [ { key: k1, rpm_limit: 50, itpm_limit: 30000, otpm_limit: 8000, priority: 2, weight: 1000 }, { key: k2, priority: 0 } ]
-  pool: { strategy: weighted, max_wait: 0s, affinity: off }
+  pool: { strategy: weighted, max_wait: 0s, max_waiting: 7, affinity: off }
 - name: local-llm
   base_url: http://10.0.0.7:8000/v1
   allow_http: true
@@ -174,6 +175,11 @@ providers:
 	want := config.Config{
 		Server: config.Server{
 			Listen: "[::1]:0", DrainTimeout: 90 * time.Minute, MaxBodyBytes: 1024, State: "off", StateDir: "/home/me/relay",
+			Limits: config.Limits{
+				HeaderBytes: 4096, HeaderTime: 2 * time.Second, BodySilence: 3 * time.Second, BodyRate: 4, BodyTime: 5 * time.Second,
+				BodiesBytes: 6_000_000, Requests: 7, Connections: 8, ConnectionsPerSource: 9, StreamsPerConnection: 10,
+				IdleConnection: 11 * time.Second, WriteTime: 12 * time.Second, TotalTime: 13 * time.Minute, FrameBytes: 14_000,
+			},
 			TLS: pair, InsecureCleartext: true, AllowedHosts: []string{"relay.example.com", "::1"},
 			AllowedOrigins: []string{"https://app.example.com:8443", "vscode-webview://a-b"},
 		},
@@ -222,7 +228,7 @@ providers:
 			},
 		},
 	}
-	want.Providers[0].Pool = keypool.PoolConfig{Strategy: "weighted", MaxWait: ptr(time.Duration(0)), Affinity: "off"}
+	want.Providers[0].Pool = keypool.PoolConfig{Strategy: "weighted", MaxWait: ptr(time.Duration(0)), MaxWaiting: ptr(7), Affinity: "off"}
 	got, err := config.Parse("c.yaml", []byte(text), environ("TOKEN", "s3cret-token", "TEAM", "red", "HOME", "/home/me",
 		"LOCAL", "local-llm", "OPUS", "claude-opus-5-5", "PRICES", prices,
 		"TLS_CERT", cert, "TLS_KEY", key, "ORIGIN", "app.example.com"))
@@ -316,6 +322,21 @@ providers:
   expose: true
   max_body_bytes: 33554432
   state: "on"
+  limits:
+    header_bytes: 65536
+    header_time: 10s
+    body_silence: 30s
+    body_rate: 1024
+    body_time: 10m0s
+    bodies_bytes: 536870912
+    requests: 10000
+    connections: 20000
+    connections_per_source: 10000
+    streams_per_connection: 100
+    idle_connection: 5m0s
+    write_time: 30s
+    total_time: 2h0m0s
+    frame_bytes: 8388608
   state_dir: /var/$${x}
   insecure_cleartext: true
   allowed_hosts:
@@ -381,6 +402,7 @@ providers:
   pool:
     strategy: least_loaded
     max_wait: 3s
+    max_waiting: 1000
     affinity: "on"
   keys:
   - key: "[redacted]"

@@ -17,8 +17,11 @@ var errPlainOnly = errors.New("anchors, aliases, merge keys and tags are not sup
 // the source, secrets included.
 type decoder struct {
 	*report
-	env      func(string) (string, bool)
-	literals []string // paths of secrets that the file itself holds
+	env        func(string) (string, bool)
+	descriptor func(int) (string, error) // what one holds
+	literals   []string                  // paths of secrets that the file itself holds
+	names      []string                  // of variables that secrets are made of
+	files      []string                  // that secrets are in
 }
 
 // value decodes n into dst. A null leaves dst as it is.

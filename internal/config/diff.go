@@ -28,14 +28,18 @@ type Change struct {
 
 // restartOnly are the settings, or groups of them, that a reload does not apply, and why.
 var restartOnly = map[string]string{
-	"server.listen":    "open connections belong to the listener",
-	"server.state":     "what is learned is restored at the start, and its directory is locked",
-	"server.state_dir": "as server.state",
-	"server.tls":       "as server.listen; what the files hold is read again",
-	"admin":            "its listener and what it lets in are made at the start",
-	"logging.format":   "the writer is made at the start",
-	"metrics":          "counts begin at the start",
-	"tracing":          "the exporter has requests under way",
+	"server.listen":                        "open connections belong to the listener",
+	"server.state":                         "what is learned is restored at the start, and its directory is locked",
+	"server.state_dir":                     "as server.state",
+	"server.tls":                           "as server.listen; what the files hold is read again",
+	"server.limits.header_bytes":           "these four belong to the HTTP server, which is made at the start",
+	"server.limits.header_time":            "as header_bytes",
+	"server.limits.streams_per_connection": "as header_bytes",
+	"server.limits.idle_connection":        "as header_bytes",
+	"admin":                                "its listener and what it lets in are made at the start",
+	"logging.format":                       "the writer is made at the start",
+	"metrics":                              "counts begin at the start",
+	"tracing":                              "the exporter has requests under way",
 }
 
 // Diff returns what differs between two configurations, in the order of the fields;
@@ -55,6 +59,8 @@ func Diff(old, new *Config) []Change {
 func AsRunning(running, next *Config) *Config {
 	c := *next
 	c.Server.Listen, c.Server.State, c.Server.StateDir, c.Server.TLS = running.Server.Listen, running.Server.State, running.Server.StateDir, running.Server.TLS
+	l, was := &c.Server.Limits, running.Server.Limits
+	l.HeaderBytes, l.HeaderTime, l.StreamsPerConnection, l.IdleConnection = was.HeaderBytes, was.HeaderTime, was.StreamsPerConnection, was.IdleConnection
 	c.Admin, c.Metrics, c.Tracing = running.Admin, running.Metrics, running.Tracing
 	c.Logging.Format = running.Logging.Format
 	return &c

@@ -62,7 +62,7 @@ providers:
 `), environ("PORT", "80", "N", "7", "NO", "false", "NAME", "null", "KEY", "0x10"))
 	require.NoError(t, err)
 	want := config.Default()
-	want.Server = config.Server{Listen: "127.0.0.1:80", DrainTimeout: 7 * time.Second, MaxBodyBytes: 70, State: "on"}
+	want.Server = config.Server{Listen: "127.0.0.1:80", DrainTimeout: 7 * time.Second, MaxBodyBytes: 70, State: "on", Limits: want.Server.Limits}
 	assert.Equal(t, want.Server, cfg.Server)
 	key := cfg.Providers[0].Keys[0]
 	assert.Equal(t, "null", cfg.Providers[0].Name)

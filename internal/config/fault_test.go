@@ -110,7 +110,7 @@ func TestFaultFiles(t *testing.T) {
 	t.Run("F07 private key that others may read", func(t *testing.T) {
 		_, err := config.Load(with(providers+tls, "KEYFILE", readable(key)))
 		require.Error(t, err)
-		assert.Contains(t, err.Error(), "server.tls.key_file: other users may read this private key (mode 0644); run: chmod 600 on it")
+		assert.Contains(t, err.Error(), "server.tls.key_file: may be used by other users (mode 0644); run: chmod 600 on it")
 	})
 	t.Run("F07 keys that others may read", func(t *testing.T) {
 		for _, mode := range []fs.FileMode{0o640, 0o604, 0o644} {

@@ -16,20 +16,19 @@ import (
 )
 
 // Load reads the configuration file at path with the process environment; see
-// Parse. A file that holds a secret itself, rather than the name of a variable,
-// is refused when its group or others may read it. Only a regular file of at
-// most 1 MiB is read; a pipe or a device is refused without waiting for it.
-func Load(path string) (*Config, error) {
-	data, mode, err := readFile(path, maxFileBytes)
+// Parse. A file that holds a secret itself, rather than where one is, is refused
+// when its group or others may read it. Only a regular file of at most 1 MiB is
+// read; a pipe or a device is refused without waiting for it.
+func Load(path string) (*Config, error) { return new(Sources).Load(path) }
+
+func load(path string, env func(string) (string, bool), descriptor func(int) (string, error)) (*Config, *decoder, error) {
+	data, info, err := readFile(path, maxFileBytes)
 	if err != nil {
-		return nil, fmt.Errorf("%s: %w", path, err)
+		return nil, nil, fmt.Errorf("%s: %w", path, err)
 	}
-	cfg, d := parse(path, data, os.LookupEnv)
-	d.checkMode(mode)
-	if err := d.err(); err != nil {
-		return nil, err
-	}
-	return cfg, nil
+	cfg, d := parse(path, data, env, descriptor)
+	d.checkMode(info.Mode().Perm())
+	return cfg, d, nil
 }
 
 // checkMode reports the first secret in a file that other users can read. The
@@ -44,33 +43,58 @@ func (d *decoder) checkMode(mode fs.FileMode) {
 		mode, d.file))
 }
 
-// readFile returns a regular file and its permission bits. Its errors leave the
-// name out: it may be a secret in the wrong place.
-func readFile(path string, limit int64) ([]byte, fs.FileMode, error) {
+// readFile returns a regular file and what the system says of it. Its errors leave
+// the name out: it may be a secret in the wrong place.
+func readFile(path string, limit int64) ([]byte, fs.FileInfo, error) {
 	// Non-blocking, or opening a pipe would wait for a writer.
 	f, err := os.OpenFile(path, os.O_RDONLY|syscall.O_NONBLOCK, 0)
 	if err != nil {
-		return nil, 0, bare(err)
+		return nil, nil, bare(err)
 	}
 	defer func() { _ = f.Close() }()
 	info, err := f.Stat()
 	if err != nil {
-		return nil, 0, bare(err)
+		return nil, nil, bare(err)
 	}
 	if info.IsDir() {
-		return nil, 0, errors.New("is a directory; name the file in it")
+		return nil, nil, errors.New("is a directory; name the file in it")
 	}
 	if !info.Mode().IsRegular() {
-		return nil, 0, errors.New("is not a regular file; pipes and devices are not read")
+		return nil, nil, errors.New("is not a regular file; pipes and devices are not read")
 	}
 	data, err := io.ReadAll(io.LimitReader(f, limit+1))
 	if err != nil {
-		return nil, 0, bare(err)
+		return nil, nil, bare(err)
 	}
 	if int64(len(data)) > limit {
-		return nil, 0, fmt.Errorf("is larger than %d bytes", limit)
+		return nil, nil, fmt.Errorf("is larger than %d bytes", limit)
 	}
-	return data, info.Mode().Perm(), nil
+	return data, info, nil
+}
+
+// mostSecret bounds the file of a secret, in bytes.
+const mostSecret = 64 << 10
+
+// readSecret returns what a file holds, without the newline at its end. Nobody may
+// have been able to read it who is neither its owner nor root.
+func readSecret(path string) (string, error) {
+	data, info, err := readFile(path, mostSecret)
+	if err == nil {
+		err = private(info)
+	}
+	if err != nil {
+		return "", err
+	}
+	return lineOf(data)
+}
+
+// lineOf is a secret without the newline that editors and echo leave behind it.
+func lineOf(data []byte) (string, error) {
+	text := strings.TrimSuffix(strings.TrimSuffix(string(data), "\n"), "\r")
+	if text == "" {
+		return "", errors.New("is empty")
+	}
+	return text, nil
 }
 
 // bare strips the operation and the file name from err.
@@ -139,6 +163,12 @@ func usualDirs() []string {
 	return append(dirs, filepath.Join(dir, "cc-relay"))
 }
 
+// The variables of a relay without a file.
+const (
+	manyKeys = "ANTHROPIC_API_KEYS"
+	oneKey   = "ANTHROPIC_API_KEY"
+)
+
 // FromEnv returns the configuration of a relay without a file: every default, and
 // one provider with the keys of ANTHROPIC_API_KEYS, separated by commas, and of
 // ANTHROPIC_API_KEY, in this order; a key in both counts once. ok is false when
@@ -157,8 +187,8 @@ func FromEnv(env func(string) (string, bool)) (cfg *Config, ok bool, err error) 
 }
 
 func envKeys(env func(string) (string, bool)) (keys []keypool.KeyConfig, err error) {
-	many, _ := env("ANTHROPIC_API_KEYS")
-	one, _ := env("ANTHROPIC_API_KEY")
+	many, _ := env(manyKeys)
+	one, _ := env(oneKey)
 	seen := map[string]int{}
 	for i, entry := range strings.Split(many, ",") {
 		key := strings.TrimSpace(entry)

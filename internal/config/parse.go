@@ -14,17 +14,17 @@ const maxFileBytes = 1 << 20
 // default. The error joins one *Mistake for everything that is wrong, in the
 // order of the file; some wrap an *InvalidPriorityError or *InvalidWeightError.
 // No error holds a secret. Files named by the configuration are read to check
-// them. Safe for concurrent use.
+// them, those of secrets to have them. Safe for concurrent use.
 func Parse(name string, data []byte, env func(string) (string, bool)) (*Config, error) {
-	cfg, d := parse(name, data, env)
+	cfg, d := parse(name, data, env, readDescriptor)
 	if err := d.err(); err != nil {
 		return nil, err
 	}
 	return cfg, nil
 }
 
-func parse(name string, data []byte, env func(string) (string, bool)) (*Config, *decoder) {
-	d := &decoder{report: newReport(name), env: env}
+func parse(name string, data []byte, env func(string) (string, bool), descriptor func(int) (string, error)) (*Config, *decoder) {
+	d := &decoder{report: newReport(name), env: env, descriptor: descriptor}
 	cfg := Default()
 	body := d.document(data, minimal)
 	if body == nil {
@@ -35,6 +35,7 @@ func parse(name string, data []byte, env func(string) (string, bool)) (*Config, 
 	if d.failed[""] {
 		return &cfg, d
 	}
+	cfg.secretFiles = d.files
 	cfg.finish()
 	cfg.validate(d.report)
 	return &cfg, d

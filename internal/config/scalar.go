@@ -22,12 +22,17 @@ func (d *decoder) scalar(path string, n *node, dst reflect.Value) {
 		d.addf(path, "must be a single value, not a list or a mapping")
 		return
 	}
-	value, literal, err := expand(n.text, d.env)
-	if dst.Type() == secretType && literal {
-		d.literals = append(d.literals, path)
+	secret := dst.Type() == secretType
+	got, err := d.expand(n.text, secret)
+	if secret {
+		d.names = append(d.names, got.names...)
+		d.files = append(d.files, got.files...)
+		if got.literal {
+			d.literals = append(d.literals, path)
+		}
 	}
 	if err == nil {
-		err = set(dst, value)
+		err = set(dst, got.value)
 	}
 	if err != nil {
 		d.add(path, err)

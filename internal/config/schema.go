@@ -46,8 +46,7 @@ type limit struct {
 func limits() map[string]limit {
 	strategies := router.Strategies()
 	perMinute := limit{max: maxLimit}
-	return map[string]limit{
-		"server.max_body_bytes":         {min: 1, max: maxBody},
+	all := map[string]limit{
 		"server.state":                  {words: []string{StateOn, StateOff}},
 		"clients[].name":                {required: true},
 		"logging.level":                 {words: logLevels},
@@ -73,6 +72,12 @@ func limits() map[string]limit {
 		"providers[].keys[].priority":   {min: keypool.PriorityLow, max: keypool.PriorityHigh},
 		"providers[].keys[].weight":     {min: 1, max: maxWeight},
 	}
+	for _, b := range bounds {
+		if b.Unit != "" { // else the schema says no more than that it is a duration
+			all[b.Setting] = limit{min: float64(b.Least), max: float64(b.Most)}
+		}
+	}
+	return all
 }
 
 const (

@@ -53,9 +53,9 @@ func TestTLSFiles(t *testing.T) {
 		"another key":       {cert, other, []string{"KEY: SECTION.tls.key_file: " + noKey}},
 		"no key in it":      {cert, other + "x", []string{"KEY: SECTION.tls.key_file: cannot be read: no such file or directory"}},
 		"a directory":       {filepath.Dir(cert), key, []string{"1:29: SECTION.tls.cert_file: is a directory; name the file in it"}},
-		"a readable key":    {cert, loose, []string{"KEY: SECTION.tls.key_file: other users may read this private key (mode 0640); run: chmod 600 on it"}},
-		"the wrong way":     {key, cert, []string{"1:29: SECTION.tls.cert_file: " + noCertificate, "KEY: SECTION.tls.key_file: other users may read this private key (mode 0644); run: chmod 600 on it"}},
-		"a file for both":   {cert, cert, []string{"KEY: SECTION.tls.key_file: other users may read this private key (mode 0644); run: chmod 600 on it"}},
+		"a readable key":    {cert, loose, []string{"KEY: SECTION.tls.key_file: may be used by other users (mode 0640); run: chmod 600 on it"}},
+		"the wrong way":     {key, cert, []string{"1:29: SECTION.tls.cert_file: " + noCertificate, "KEY: SECTION.tls.key_file: may be used by other users (mode 0644); run: chmod 600 on it"}},
+		"a file for both":   {cert, cert, []string{"KEY: SECTION.tls.key_file: may be used by other users (mode 0644); run: chmod 600 on it"}},
 		"an unknown device": {os.DevNull, os.DevNull, []string{"1:29: SECTION.tls.cert_file: is not a regular file; pipes and devices are not read", "KEY: SECTION.tls.key_file: is not a regular file; pipes and devices are not read"}},
 	} {
 		for _, section := range []string{"server", "admin"} {

@@ -45,6 +45,7 @@ func (c *Config) validate(r *report) {
 	if c.Server.MaxBodyBytes < 1 || c.Server.MaxBodyBytes > maxBody {
 		r.addf("server.max_body_bytes", "%d is not a size; write 1 to %d bytes", c.Server.MaxBodyBytes, maxBody)
 	}
+	c.checkBounds(r)
 	checkOneOf(r, "server.state", c.Server.State, StateOn, StateOff)
 	if dir := c.Server.StateDir; dir != "" && (!filepath.IsAbs(dir) || strings.ContainsRune(dir, 0)) {
 		r.addf("server.state_dir", `not an absolute path; write one, such as /var/lib/cc-relay or "${HOME}/.cc-relay"`)

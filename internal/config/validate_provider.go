@@ -58,6 +58,9 @@ func checkProviders(r *report, providers []Provider) {
 		if w := p.Pool.MaxWait; w != nil && (*w < 0 || *w > keypool.LongestMaxWait) {
 			r.addf(path+".pool.max_wait", "%s is not a wait; write 0s (never wait) to %s", *w, keypool.LongestMaxWait)
 		}
+		if n := p.Pool.MaxWaiting; n != nil && (*n < 1 || *n > anyCount) {
+			r.addf(path+".pool.max_waiting", "%d is not a number of requests; write 1 to %d", *n, anyCount)
+		}
 		checkDuration(r, path+".dial_timeout", p.DialTimeout)
 		checkDuration(r, path+".first_token_timeout", p.FirstTokenTimeout)
 		checkDuration(r, path+".response_timeout", p.ResponseTimeout)

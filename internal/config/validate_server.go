@@ -11,7 +11,6 @@ import (
 	"net/url"
 	"path/filepath"
 	"regexp"
-	"runtime"
 	"strconv"
 	"strings"
 )
@@ -128,9 +127,9 @@ func checkPair(r *report, path string, t TLS) {
 	if err != nil {
 		r.add(path+".cert_file", err)
 	}
-	key, mode, err := readFile(t.KeyFile, maxFileBytes)
-	if err == nil && mode&0o077 != 0 && runtime.GOOS != "windows" {
-		err = fmt.Errorf("other users may read this private key (mode %04o); run: chmod 600 on it", mode)
+	key, info, err := readFile(t.KeyFile, maxFileBytes)
+	if err == nil {
+		err = private(info)
 	}
 	if err != nil {
 		r.add(path+".key_file", err)

@@ -28,12 +28,14 @@ const (
 )
 
 // Files returns the files that a configuration is read from, each once: its own, if
-// path is not "", and the certificates, keys, CA files and prices that cfg names.
+// path is not "", and the certificates, keys, CA files, prices and files of secrets that
+// cfg names.
 func Files(path string, cfg *Config) []string {
 	all := []string{path, cfg.Server.TLS.CertFile, cfg.Server.TLS.KeyFile, cfg.Admin.TLS.CertFile, cfg.Admin.TLS.KeyFile, cfg.Prices}
 	for _, p := range cfg.Providers {
 		all = append(all, p.CAFile)
 	}
+	all = append(all, cfg.secretFiles...)
 	var files []string
 	for _, one := range all {
 		if one != "" && !slices.Contains(files, one) {
@@ -144,12 +146,15 @@ func (w *Watcher) renew() {
 
 // markOf is of the content and the mode of a file, or of why it cannot be read.
 func markOf(file string) mark {
-	data, mode, err := readFile(file, 4*maxFileBytes)
+	data, info, err := readFile(file, 4*maxFileBytes)
 	if errors.Is(err, fs.ErrNotExist) {
 		return mark{}
 	}
 	h := sha256.New()
-	_, _ = fmt.Fprintf(h, "%o %v\n", mode, err)
+	if info != nil {
+		_, _ = fmt.Fprintf(h, "%o\n", info.Mode().Perm())
+	}
+	_, _ = fmt.Fprintf(h, "%v\n", err)
 	_, _ = h.Write(data)
 	return mark(h.Sum(nil))
 }
