@@ -44,8 +44,10 @@ type answer struct {
 
 	frames  *messages.Frames // of a stream
 	readErr error            // what ended reading, with frames still to be passed on
+	noConn  error            // why no connection came about
 	spoke   bool             // a frame of the answer itself has come
 	ended   bool             // the frame that ends the stream has come
+	halfEnd bool             // a CR was passed on whose LF may still come
 	said    int              // length of the error event at the end of what was read
 	fault   []byte           // its data
 	gate    gate
@@ -100,6 +102,9 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 		failed.note(x, a)
 		a.large = a.oversized()
 		a.abandon(x) // before any pause: what it holds is somebody else's
+		if x.timeLeft() <= 0 {
+			return nil, failed
+		}
 		if !at.move(x, a) && (x.clientGone() || !at.next(x)) {
 			return nil, failed
 		}
@@ -114,8 +119,9 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	a.span = x.span.Attempt(a.began)
 	a.ctx, a.cancel = context.WithCancelCause(x.r.Context())
 	a.up.Begin()
+	whole := false
 	defer func() {
-		if a.verdict == notTried { // a panic passes through, and must not keep the key
+		if !whole { // a panic passes through, and must not keep the key
 			a.abandon(x)
 		}
 	}()
@@ -130,9 +136,14 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	x.upstream += time.Since(a.began)
 	a.mark(x)
 	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone && !x.own {
-		h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
-			Str("verdict", a.verdict.String()).Int("status", a.status).Int("attempt", x.attempts).Msg("attempt failed")
+		e := h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
+			Str("verdict", a.verdict.String()).Int("status", a.status).Int("attempt", x.attempts)
+		if a.noConn != nil { // nothing else tells a name that does not resolve from a certificate that is not valid now
+			e = e.Str("error", h.Scrub(a.noConn.Error()))
+		}
+		e.Msg("attempt failed")
 	}
+	whole = true
 	return a
 }
 
@@ -141,7 +152,7 @@ func (a *answer) try(x *exchange) verdict {
 	if x.msg.Stream {
 		limit = a.up.FirstTokenTimeout
 	}
-	a.watch.start(limit, a.cancel, a.gate.open)
+	a.watch.start(limit, x.timeLeft(), a.cancel, a.gate.open)
 	req, err := a.up.Provider.NewRequest(a.ctx, x.call(), a.lease.APIKey())
 	if err != nil {
 		return failed
@@ -152,7 +163,11 @@ func (a *answer) try(x *exchange) verdict {
 	a.sent = req
 	a.resp, err = a.up.Transport.RoundTrip(req) //nolint:bodyclose // closed by answer.close, whatever ends the attempt
 	if err != nil {
-		return judgeError(err, context.Cause(a.ctx))
+		v := judgeError(err, context.Cause(a.ctx))
+		if v == unreachable {
+			a.noConn = err
+		}
+		return v
 	}
 	a.lease.Answered(a.resp.StatusCode, a.resp.Header)
 	a.status = a.resp.StatusCode

@@ -9,7 +9,10 @@ import (
 	"time"
 )
 
-var errBodyTooLarge = errors.New("proxy: request body too large")
+var (
+	errBodyTooLarge = errors.New("proxy: request body too large")
+	errNoRoom       = errors.New("proxy: no room for the request body")
+)
 
 // keptBody bounds the buffers kept for reuse, and firstBody is what a body of
 // unknown length starts with.
@@ -23,25 +26,52 @@ var bodies = sync.Pool{New: func() any { return &body{} }}
 // body is a request body in a buffer that is used again once its last reader is
 // closed: a transport may still be sending it when the answer has been judged.
 type body struct {
-	buf  []byte
-	refs atomic.Int32
+	buf   []byte
+	refs  atomic.Int32
+	room  *room
+	taken int64 // of room
 }
 
-// steadyReader reads from a client that must not fall silent: each read that
-// brings something moves the deadline on, not more often than it has to.
+// steadyReader reads from a client that must neither fall silent nor trickle: each
+// read that brings something moves the deadline on, not more often than it has to.
 type steadyReader struct {
 	io.Reader
 	rc      *http.ResponseController
 	silence time.Duration
+	rate    int64 // bytes a second
+	start   time.Time
+	ends    time.Time // the body, whatever its rate
 	moved   time.Time
+	slow    bool // it is the rate that sets the deadline
+	got     int64
+}
+
+func newSteadyReader(r io.Reader, rc *http.ResponseController, cfg *Config) *steadyReader {
+	now := time.Now()
+	return &steadyReader{Reader: r, rc: rc, silence: cfg.BodyTimeout, rate: cfg.BodyRate, start: now, ends: now.Add(cfg.BodyTime)}
 }
 
 func (s *steadyReader) Read(p []byte) (int, error) {
-	if now := time.Now(); now.Sub(s.moved) > s.silence/4 {
+	if now := time.Now(); s.slow || now.Sub(s.moved) > s.silence/4 {
 		s.moved = now
-		_ = s.rc.SetReadDeadline(now.Add(s.silence)) // a writer without deadlines is a test's
+		_ = s.rc.SetReadDeadline(s.deadline(now)) // a writer without deadlines is a test's
 	}
-	return s.Reader.Read(p)
+	n, err := s.Reader.Read(p)
+	s.got += int64(n)
+	return n, err
+}
+
+func (s *steadyReader) deadline(now time.Time) time.Time {
+	next := now.Add(s.silence)
+	earned := time.Duration(float64(s.got) / float64(s.rate) * float64(time.Second))
+	due := s.start.Add(s.silence + earned)
+	if s.slow = due.Before(next); s.slow {
+		next = due
+	}
+	if s.ends.Before(next) {
+		next = s.ends
+	}
+	return next
 }
 
 // stop takes the deadline away: the server goes on reading to notice a client
@@ -53,16 +83,24 @@ func (s *steadyReader) stop() {
 }
 
 // readBody reads a body of the declared size (-1: unknown) whole, or nothing of
-// it if that is over the limit. The body is owned by the caller until release,
-// also with an error.
-func readBody(r io.Reader, size, limit int64) (*body, error) {
+// it if that is over the limit or there is no room for it among most bytes. The body
+// is owned by the caller until release, also with an error.
+func readBody(r io.Reader, size, limit int64, held *room, most int64) (*body, error) {
 	if size > limit {
 		return nil, errBodyTooLarge
 	}
+	first := size
+	if size < 0 {
+		first = min(limit, firstBody)
+	}
+	if !held.take(first, most) {
+		return nil, errNoRoom
+	}
 	b := bodies.Get().(*body)
 	b.refs.Store(1)
+	b.room, b.taken = held, first
 	if size < 0 {
-		return b, b.readUnknown(r, limit)
+		return b, b.readUnknown(r, limit, most)
 	}
 	if int64(cap(b.buf)) < size {
 		b.buf = make([]byte, size)
@@ -76,7 +114,7 @@ func readBody(r io.Reader, size, limit int64) (*body, error) {
 	return b, err
 }
 
-func (b *body) readUnknown(r io.Reader, limit int64) error {
+func (b *body) readUnknown(r io.Reader, limit, most int64) error {
 	b.buf = b.buf[:0]
 	if cap(b.buf) == 0 {
 		b.buf = make([]byte, 0, firstBody)
@@ -94,6 +132,12 @@ func (b *body) readUnknown(r io.Reader, limit int64) error {
 			return nil
 		case err != nil:
 			return err
+		case int64(len(b.buf)) > b.taken:
+			more := max(firstBody, int64(len(b.buf))-b.taken)
+			if !b.room.take(more, most-b.taken) {
+				return errNoRoom
+			}
+			b.taken += more
 		}
 	}
 }
@@ -110,6 +154,8 @@ func (b *body) release() {
 	if b.refs.Add(-1) > 0 {
 		return
 	}
+	b.room.give(b.taken)
+	b.room, b.taken = nil, 0
 	if cap(b.buf) > keptBody {
 		b.buf = nil
 	}

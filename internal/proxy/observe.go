@@ -19,8 +19,8 @@ func (h *Handler) observe(x *exchange) {
 	}
 	if x.routed || x.own {
 		h.accounts.keep(x)
-		if x.live.Ended != nil {
-			x.live.Ended(x.id)
+		if x.live.Told != nil {
+			x.live.Told(x.id)
 		}
 	}
 	h.totals.add(x)

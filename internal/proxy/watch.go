@@ -12,6 +12,9 @@ import (
 // errTimeout is why an attempt ends whose upstream is silent for too long.
 var errTimeout = errors.New("proxy: no answer in time")
 
+// errTotal is why an attempt ends whose request has taken all the time it may.
+var errTotal = fmt.Errorf("proxy: the request took too long: %w", errTimeout)
+
 // errClientGone is why an attempt ends whose client does not take what it is sent.
 var errClientGone = fmt.Errorf("proxy: client gone: %w", context.Canceled)
 
@@ -21,13 +24,15 @@ var errClientGone = fmt.Errorf("proxy: client gone: %w", context.Canceled)
 type watch struct {
 	began  time.Time
 	ends   atomic.Int64 // nanoseconds after began
+	last   int64        // as ends: that of the whole request
 	timer  *time.Timer
 	cancel context.CancelCauseFunc
 	spare  func() bool // asked first: it may know better than to end the attempt
 }
 
-func (w *watch) start(limit time.Duration, cancel context.CancelCauseFunc, spare func() bool) {
-	w.began, w.cancel, w.spare = time.Now(), cancel, spare
+func (w *watch) start(limit, total time.Duration, cancel context.CancelCauseFunc, spare func() bool) {
+	w.began, w.cancel, w.spare, w.last = time.Now(), cancel, spare, int64(total)
+	limit = min(limit, total)
 	w.ends.Store(int64(limit))
 	w.timer = time.AfterFunc(time.Hour, w.fire) // set below, when fire can see it
 	w.timer.Reset(limit)
@@ -35,13 +40,14 @@ func (w *watch) start(limit time.Duration, cancel context.CancelCauseFunc, spare
 
 // extend moves the end to limit from now. It must not come before the end in force.
 func (w *watch) extend(now time.Time, limit time.Duration) {
-	w.ends.Store(int64(now.Sub(w.began) + limit))
+	w.ends.Store(min(int64(now.Sub(w.began)+limit), w.last))
 }
 
 // set moves the end to limit from now, also to an earlier one.
 func (w *watch) set(limit time.Duration) {
-	w.extend(time.Now(), limit)
-	w.timer.Reset(limit)
+	now := time.Now()
+	w.extend(now, limit)
+	w.timer.Reset(time.Duration(w.ends.Load()) - now.Sub(w.began))
 }
 
 // pause lets no time count until the next extend or set: what a client takes to
@@ -58,6 +64,10 @@ func (w *watch) fire() {
 	if w.early() || w.spare() || w.early() {
 		return
 	}
+	if int64(time.Since(w.began)) >= w.last {
+		w.cancel(errTotal)
+		return
+	}
 	w.cancel(errTimeout)
 }
 
@@ -66,7 +76,7 @@ func (w *watch) early() bool {
 	ends := w.ends.Load()
 	left := time.Duration(ends) - time.Since(w.began)
 	if ends == paused {
-		left = recheck
+		left = min(recheck, time.Duration(w.last)-time.Since(w.began))
 	}
 	if left <= 0 {
 		return false
