@@ -100,32 +100,6 @@ func breakerCommand() *cobra.Command {
 	return cmd
 }
 
-// reloadCommand is for the config command.
-func reloadCommand() *cobra.Command {
-	var flags adminFlags
-	cmd := &cobra.Command{
-		Use:   "reload",
-		Short: "Let a running relay read its configuration again",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return flags.act(cmd, "/api/v1/reload", nil) },
-	}
-	flags.add(cmd)
-	return cmd
-}
-
-// runningDiffCommand is for the config command, or for its diff without arguments.
-func runningDiffCommand() *cobra.Command {
-	var flags adminFlags
-	cmd := &cobra.Command{
-		Use:   "diff",
-		Short: "Print what a reload of a running relay would change",
-		Args:  cobra.NoArgs,
-		RunE:  func(cmd *cobra.Command, _ []string) error { return flags.diffRunning(cmd) },
-	}
-	flags.add(cmd)
-	return cmd
-}
-
 // diffRunning prints what a reload would change now. Error: it would be refused.
 func (f *adminFlags) diffRunning(cmd *cobra.Command) error {
 	c, err := f.client()
@@ -210,7 +184,8 @@ func eventsCommand() *cobra.Command {
 			}
 			ctx, stop := signal.NotifyContext(cmd.Context(), os.Interrupt, syscall.SIGTERM)
 			defer stop()
-			err = c.follow(ctx, func(kind string, data []byte) error {
+			opened := func() { fmt.Fprintf(cmd.ErrOrStderr(), "listening to %s until Ctrl-C\n", c.shown) }
+			err = c.follow(ctx, opened, func(kind string, data []byte) error {
 				line := eventLine(kind, data)
 				if asJSON {
 					line = fmt.Sprintf(`{"event":%q,"data":%s}`, kind, data)
@@ -229,13 +204,15 @@ func eventsCommand() *cobra.Command {
 	return cmd
 }
 
-// follow hands on each event until the stream ends, which is an error.
-func (c *adminClient) follow(ctx context.Context, each func(kind string, data []byte) error) error {
+// follow hands on each event until the stream ends, which is an error. It says so when
+// the stream is open: there may be nothing to tell for long.
+func (c *adminClient) follow(ctx context.Context, opened func(), each func(kind string, data []byte) error) error {
 	resp, err := c.send(ctx, http.MethodGet, "/api/v1/events?stats=off", nil)
 	if err != nil {
 		return err
 	}
 	defer func() { _ = resp.Body.Close() }()
+	opened()
 	lines := bufio.NewScanner(resp.Body)
 	lines.Buffer(nil, 4<<20)
 	kind := ""

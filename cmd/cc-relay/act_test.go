@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"testing"
 	"time"
 
@@ -66,34 +65,19 @@ func TestReloadAndDiffOfARunningRelay(t *testing.T) {
 			Changed: []string{"logging.level", "server.listen"}, NeedsRestart: []string{"server.listen"}}},
 		"POST /api/v1/config/diff": admin.ConfigDiff{Changed: []string{}, NeedsRestart: []string{"admin.listen"}},
 	})
-	run := func(name string) (int, string, string) {
-		cmd := reloadCommand()
-		if name == "diff" {
-			cmd = runningDiffCommand()
-		}
-		var out, errs bytes.Buffer
-		cmd.SetArgs([]string{"--admin", f.URL})
-		cmd.SetOut(&out)
-		cmd.SetErr(&errs)
-		cmd.SilenceErrors, cmd.SilenceUsage = true, true
-		if err := cmd.ExecuteContext(t.Context()); err != nil {
-			return 1, out.String(), err.Error()
-		}
-		return 0, out.String(), errs.String()
-	}
-	code, stdout, stderr := run("reload")
+	code, stdout, stderr := f.command("config", "reload")
 	assert.Zero(t, code, stderr)
 	assert.Equal(t, "the configuration was read again\nlogging.level\nserver.listen  (needs a restart)\n", stdout)
-	_, stdout, _ = run("diff")
+	_, stdout, _ = f.command("config", "diff")
 	assert.Equal(t, "admin.listen  (needs a restart)\n", stdout)
 	f.answers["POST /api/v1/config/diff"] = admin.ConfigDiff{}
-	_, stdout, _ = run("diff")
+	_, stdout, _ = f.command("config", "diff")
 	assert.Equal(t, "no change\n", stdout)
 	f.answers["POST /api/v1/config/diff"] = admin.ConfigDiff{Error: "config.yaml:3: unknown field"}
-	code, stdout, stderr = run("diff")
+	code, stdout, stderr = f.command("config", "diff")
 	assert.Equal(t, 1, code)
 	assert.Empty(t, stdout)
-	assert.Equal(t, "a reload would be refused: config.yaml:3: unknown field", stderr)
+	assert.Equal(t, "cc-relay: a reload would be refused: config.yaml:3: unknown field\n", stderr)
 }
 
 const someEvents = "retry: 2000\n\n: heartbeat\n\n" +

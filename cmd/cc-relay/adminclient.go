@@ -16,6 +16,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strconv"
 	"strings"
 	"syscall"
@@ -56,6 +57,16 @@ func (f *adminFlags) add(cmd *cobra.Command) {
 	flags.BoolVar(&f.cleartext, "insecure-cleartext", false, "send the token without TLS to another machine, too")
 }
 
+// set names one of the flags that the command line has, "" if it has none of them.
+func (f *adminFlags) set(cmd *cobra.Command) string {
+	for _, name := range []string{"config", "admin", "token-file", "insecure-cleartext"} {
+		if cmd.Flags().Changed(name) {
+			return name
+		}
+	}
+	return ""
+}
+
 // adminClient asks a running relay.
 type adminClient struct {
 	shown  string // the address, for messages
@@ -67,7 +78,7 @@ type adminClient struct {
 
 // client finds the relay and the token; it connects to nothing.
 func (f *adminFlags) client() (*adminClient, error) {
-	cfg, cfgErr := f.configuration()
+	server, listener, cfgErr := f.configuration()
 	c := &adminClient{http: &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}}
 	transport := &http.Transport{ResponseHeaderTimeout: adminTimeout, DisableCompression: true} // and no proxy: it would see the token
 	c.http.Transport = transport
@@ -77,10 +88,10 @@ func (f *adminFlags) client() (*adminClient, error) {
 			return nil, fmt.Errorf("which relay? name its admin address with --admin, or its configuration with --config: %w", cfgErr)
 		}
 		var err error
-		if address, err = adminAddress(cfg.Admin); err != nil {
+		if address, err = adminAddress(listener); err != nil {
 			return nil, err
 		}
-		trusted = cfg.Admin.TLS.CertFile
+		trusted = listener.TLS.CertFile
 	}
 	if err := c.reach(address, transport, f.cleartext); err != nil {
 		return nil, err
@@ -90,20 +101,20 @@ func (f *adminFlags) client() (*adminClient, error) {
 			return nil, err
 		}
 	}
-	return c, f.findToken(c, cfg, cfgErr)
+	return c, f.findToken(c, server, cfgErr)
 }
 
 // configuration is that of the relay; without any, the defaults.
-func (f *adminFlags) configuration() (*config.Config, error) {
+func (f *adminFlags) configuration() (config.Server, config.Admin, error) {
 	path, ok, err := config.Find(f.file)
 	if err != nil {
-		return nil, err
+		return config.Server{}, config.Admin{}, err
 	}
 	if ok {
-		return config.Load(path)
+		return config.LoadListeners(path)
 	}
 	cfg := config.Default()
-	return &cfg, nil
+	return cfg.Server, cfg.Admin, nil
 }
 
 // adminAddress is where a relay of this configuration is reached from its machine.
@@ -195,7 +206,7 @@ func chain(state tls.ConnectionState) *x509.CertPool {
 
 // findToken takes the first there is: of --token-file, the environment, and the state
 // directory's two, of which the admin's may do more.
-func (f *adminFlags) findToken(c *adminClient, cfg *config.Config, cfgErr error) error {
+func (f *adminFlags) findToken(c *adminClient, server config.Server, cfgErr error) error {
 	if f.tokenFile != "" {
 		return c.readToken(f.tokenFile)
 	}
@@ -207,7 +218,7 @@ func (f *adminFlags) findToken(c *adminClient, cfg *config.Config, cfgErr error)
 	if cfgErr != nil {
 		return fmt.Errorf("no token for %s: %s: %w", c.shown, hint, cfgErr)
 	}
-	dir, err := cfg.Server.StatePath()
+	dir, err := server.StatePath()
 	if err != nil {
 		return fmt.Errorf("no token for %s: %s: %w", c.shown, hint, err)
 	}
@@ -306,7 +317,7 @@ func (c *adminClient) unreachable(err error) error {
 	}
 	switch {
 	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, fs.ErrNotExist):
-		return fmt.Errorf("no relay is running at %s: start one with `cc-relay serve`, or name its admin address with --admin", c.shown)
+		return fmt.Errorf("no relay answers at %s: start one with `cc-relay serve`; if one runs, the first line of its log has its admin address: name that with --admin", c.shown)
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s is another user's: run this as the user of the relay", c.shown)
 	case errors.Is(err, context.DeadlineExceeded):
@@ -332,7 +343,27 @@ func (c *adminClient) refused(resp *http.Response) error {
 	case resp.StatusCode == http.StatusForbidden && body.Error.Code == "forbidden":
 		return fmt.Errorf("the token of %s may only look: %s", c.source, message)
 	}
-	return fmt.Errorf("%s", message)
+	return errors.New(inCommands(message))
+}
+
+// inCommands says what the API calls by its paths as commands: this is where those are
+// used.
+func inCommands(message string) string {
+	for _, way := range waysInCommands {
+		message = way.path.ReplaceAllString(message, way.command)
+	}
+	return message
+}
+
+var waysInCommands = []struct {
+	path    *regexp.Regexp
+	command string
+}{
+	{regexp.MustCompile(`\bGET /api/v1/(keys|providers|status|stats)\b`), "`cc-relay status`"},
+	{regexp.MustCompile(`\bGET /api/v1/requests\b`), "`cc-relay requests`"},
+	{regexp.MustCompile(`\bPOST /api/v1/keys/([^/\s]+)/(on|off|release)\b`), "`cc-relay key $2 $1`"},
+	{regexp.MustCompile(`\bPOST /api/v1/providers/([^/\s]+)/(on|drain)\b`), "`cc-relay provider $2 $1`"},
+	{regexp.MustCompile(`\bsay which as \{"provider": NAME\}`), "say which with --provider"},
 }
 
 func (c *adminClient) stranger(status int) error {

@@ -17,6 +17,10 @@ import (
 	statedir "cc-relay/internal/state"
 )
 
+// adminSection is the admin listener's part of the configuration. It speaks HTTP/1.1
+// alone: few ask it, and what HTTP/2 lets a client do to a server need not be looked at.
+const adminSection = "admin"
+
 // serveAdmin serves the admin listener, if there is to be one, until the func that it
 // returns is called, and returns its address. dir keeps its tokens and its audit;
 // without it there is none.
@@ -32,7 +36,7 @@ func (r *running) serveAdmin(cfg config.Admin, dir *statedir.Dir, failed chan<- 
 	if err != nil {
 		return "", nil, err
 	}
-	l, err := r.listen(cfg.Listen, cfg.TLS)
+	l, err := r.listen(adminSection, cfg.Listen, cfg.TLS, nil)
 	if err != nil {
 		return "", nil, fmt.Errorf("admin.listen: %w", err)
 	}
@@ -41,7 +45,9 @@ func (r *running) serveAdmin(cfg config.Admin, dir *statedir.Dir, failed chan<- 
 	if l.Addr().Network() == "tcp" {
 		address = l.Addr().String() // port 0 was any
 	}
-	server := newServer(h, r.log)
+	server := newServer(h, r.now.Load().cfg.Server.Limits, r.log)
+	server.Protocols = new(http.Protocols)
+	server.Protocols.SetHTTP1(true)
 	go func() {
 		if err := server.Serve(l); !errors.Is(err, http.ErrServerClosed) {
 			failed <- fmt.Errorf("admin listener %s: %w", address, err)

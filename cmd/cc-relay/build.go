@@ -4,6 +4,8 @@ import (
 	"io"
 	"os"
 	"reflect"
+	"slices"
+	"strings"
 
 	"github.com/rs/zerolog"
 
@@ -34,7 +36,7 @@ type watchers struct {
 	metrics *metrics.Metrics
 	trace   *trace.Tracer
 	alert   func(kind, provider string) // nil: nobody is
-	ended   func(id string)             // as proxy.Live.Ended
+	told    func(id string)             // of a request that has ended; nil: nobody is
 }
 
 // build turns a configuration into running parts: the one place where they are
@@ -74,7 +76,7 @@ func build(cfg *config.Config, before *built, w watchers) (*built, error) {
 		return nil, err
 	}
 	next.live = &proxy.Live{
-		Config:  proxy.Config{MaxBodyBytes: cfg.Server.MaxBodyBytes, HideRelay: !cfg.Server.Expose},
+		Config:  handlerConfig(cfg.Server),
 		Clients: clients,
 		Router:  routes,
 		Classes: classes,
@@ -83,7 +85,7 @@ func build(cfg *config.Config, before *built, w watchers) (*built, error) {
 		Origins: cfg.Server.AllowedOrigins,
 		Metrics: w.metrics,
 		Trace:   w.trace,
-		Ended:   w.ended,
+		Told:    w.told,
 
 		Passthrough: cfg.Passthrough,
 	}
@@ -92,6 +94,15 @@ func build(cfg *config.Config, before *built, w watchers) (*built, error) {
 		next.live.Seed = before.live.Seed
 	}
 	return next, nil
+}
+
+func handlerConfig(s config.Server) proxy.Config {
+	l := s.Limits
+	return proxy.Config{
+		MaxBodyBytes: s.MaxBodyBytes, HideRelay: !s.Expose,
+		WriteTimeout: l.WriteTime, BodyTimeout: l.BodySilence, BodyRate: l.BodyRate, BodyTime: l.BodyTime,
+		BodiesBytes: l.BodiesBytes, Requests: l.Requests, TotalTime: l.TotalTime, FrameBytes: l.FrameBytes,
+	}
 }
 
 // of finds a provider by its name, nil if b has none.
@@ -193,14 +204,28 @@ func secrets(cfg *config.Config) []secret.Value {
 		for _, k := range p.Keys {
 			all = append(all, k.Key)
 		}
-		for _, h := range p.Headers {
-			if len(h.Reveal()) >= likelySecret {
-				all = append(all, h)
-			}
+		all = append(all, headerSecrets(p.Headers)...)
+	}
+	return append(all, headerSecrets(cfg.Tracing.Headers)...)
+}
+
+// headerSecrets are the values of headers that are likely secrets. Of one with the name
+// of an authorization scheme before it, the credential alone may come back, too.
+func headerSecrets(headers map[string]secret.Value) (all []secret.Value) {
+	for _, h := range headers {
+		value := h.Reveal()
+		if len(value) < likelySecret {
+			continue
+		}
+		all = append(all, h)
+		if scheme, credential, ok := strings.Cut(value, " "); ok && slices.Contains(schemes, strings.ToLower(scheme)) {
+			all = append(all, secret.New(strings.TrimSpace(credential)))
 		}
 	}
 	return all
 }
+
+var schemes = []string{"bearer", "basic", "token"}
 
 // newLogger returns a logger that never blocks its callers, and what is behind it:
 // close that to flush.

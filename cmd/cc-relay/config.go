@@ -14,8 +14,8 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Write, check, show and compare configurations"}
-	cmd.AddCommand(configInitCommand(), configValidateCommand(), configShowCommand(), configSchemaCommand(), configDiffCommand())
+	cmd := &cobra.Command{Use: "config", Short: "Write, check, show, compare and reload configurations"}
+	cmd.AddCommand(configInitCommand(), configValidateCommand(), configShowCommand(), configSchemaCommand(), configDiffCommand(), configReloadCommand())
 	return cmd
 }
 
@@ -86,7 +86,7 @@ func configValidateCommand() *cobra.Command {
 		Short: "Check the configuration and report every mistake",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, source, err := loadConfig(file)
+			cfg, source, err := loadConfig(new(config.Sources), file)
 			if err != nil {
 				return err
 			}
@@ -109,7 +109,7 @@ func configShowCommand() *cobra.Command {
 		Short: "Print the configuration in force, defaults filled in and secrets redacted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, _, err := loadConfig(file)
+			cfg, _, err := loadConfig(new(config.Sources), file)
 			if err != nil {
 				return err
 			}
@@ -141,11 +141,26 @@ func configSchemaCommand() *cobra.Command {
 }
 
 func configDiffCommand() *cobra.Command {
-	return &cobra.Command{
-		Use:   "diff OLD NEW",
-		Short: "Print what a change from one configuration file to another does",
-		Args:  cobra.ExactArgs(2),
+	var flags adminFlags
+	cmd := &cobra.Command{
+		Use:   "diff [OLD NEW]",
+		Short: "Print what a change of the configuration does",
+		Long: "Print what a change from one configuration file to another does. Without files, print what a\n" +
+			"reload of a running relay would change now, or why it would be refused.",
+		Example: "  cc-relay config diff\n  cc-relay config diff config.yaml new.yaml",
+		Args: func(_ *cobra.Command, args []string) error {
+			if len(args) == 1 || len(args) > 2 {
+				return errors.New("compare what? give two files, or none to compare a running relay with its own")
+			}
+			return nil
+		},
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if len(args) == 0 {
+				return flags.diffRunning(cmd)
+			}
+			if name := flags.set(cmd); name != "" {
+				return fmt.Errorf("--%s is for a running relay: leave it out, or the two files", name)
+			}
 			old, err := config.Load(args[0])
 			if err != nil {
 				return err
@@ -157,6 +172,23 @@ func configDiffCommand() *cobra.Command {
 			return printChanges(cmd.OutOrStdout(), config.Diff(old, changed))
 		},
 	}
+	flags.add(cmd)
+	return cmd
+}
+
+func configReloadCommand() *cobra.Command {
+	var flags adminFlags
+	cmd := &cobra.Command{
+		Use:   "reload",
+		Short: "Let a running relay read its configuration again",
+		Long: "Let a running relay read its configuration again, and print what changed. A relay does so by\n" +
+			"itself when the file changes; this waits for it, and fails with the reason where the file cannot\n" +
+			"be used. The configuration before it then stays in force. See also: cc-relay config diff.",
+		Args: cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error { return flags.act(cmd, "/api/v1/reload", nil) },
+	}
+	flags.add(cmd)
+	return cmd
 }
 
 func printChanges(w io.Writer, changes []config.Change) error {

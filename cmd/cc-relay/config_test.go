@@ -102,6 +102,13 @@ keys = [{ key = "sk-ant-one-0123456789" }]
 	assert.Equal(t, 1, code)
 	assert.Empty(t, stdout)
 	assert.Contains(t, stderr, "none.yaml: cannot be read")
+
+	for _, args := range [][]string{{old}, {old, changed, old}, {old, changed, "--admin", "http://127.0.0.1:1"}} {
+		code, stdout, stderr = command(t, append([]string{"config", "diff"}, args...)...)
+		assert.Equal(t, 1, code)
+		assert.Empty(t, stdout)
+		assert.Contains(t, stderr, "running relay")
+	}
 }
 
 func TestConfigInitToStandardOutput(t *testing.T) {

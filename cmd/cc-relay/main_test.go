@@ -23,6 +23,9 @@ func TestMain(m *testing.M) {
 	if os.Getenv(asRelay) != "" {
 		main()
 	}
+	if os.Getenv(asHardened) != "" {
+		sayHardened()
+	}
 	os.Exit(m.Run())
 }
 

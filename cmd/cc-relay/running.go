@@ -32,7 +32,7 @@ type running struct {
 	handler atomic.Pointer[proxy.Handler]
 	kept    *memory
 	admin   atomic.Pointer[admin.Handler] // nil: off
-	certs   []*certificate                // of the listeners
+	certs   map[string]*certificate       // by the listener's section of the configuration; complete before the first request
 	started time.Time
 
 	now atomic.Pointer[built]
@@ -44,13 +44,13 @@ type running struct {
 
 // newRunning builds the configuration and what looks on. Nothing is served yet.
 func newRunning(cfg *config.Config, log zerolog.Logger, sink *logSink) (*running, error) {
-	r := &running{source: fromEnvironment, log: log, level: func(string) error { return nil }, started: time.Now(), watched: map[*router.Upstream]context.CancelFunc{}}
+	r := &running{source: fromEnvironment, log: log, level: func(string) error { return nil }, started: time.Now(), certs: map[string]*certificate{}, watched: map[*router.Upstream]context.CancelFunc{}}
 	dropped := func() uint64 { return 0 }
 	if sink != nil {
 		r.level, dropped = sink.SetLevel, sink.Dropped
 	}
 	if _, admin := cfg.Admin.Address(); cfg.Metrics == config.MetricsOn && admin != "" { // else nobody could read them
-		r.metrics = metrics.New(metrics.Options{Version: version(), Pools: r.pools, LogDropped: dropped, InFlight: r.inFlight})
+		r.metrics = metrics.New(metrics.Options{Version: version(), Pools: r.pools, LogDropped: dropped, InFlight: r.inFlight, SpansDropped: r.spansDropped, Expiries: r.expiries})
 	}
 	t := cfg.Tracing
 	var err error
@@ -69,7 +69,7 @@ func newRunning(cfg *config.Config, log zerolog.Logger, sink *logSink) (*running
 }
 
 func (r *running) watchers() watchers {
-	return watchers{log: r.log, metrics: r.metrics, trace: r.trace, alert: r.alert, ended: r.ended}
+	return watchers{log: r.log, metrics: r.metrics, trace: r.trace, alert: r.alert, told: r.told}
 }
 
 // alert tells those who listen to events.
@@ -77,20 +77,38 @@ func (r *running) alert(kind, provider string) {
 	r.publish(admin.EventAlert, map[string]string{"kind": kind, "provider": provider})
 }
 
-// ended tells those who listen of a request that is over.
-func (r *running) ended(id string) {
+// told tells those who listen to events of a request, in short: why it was given which
+// key is for who asks for it.
+func (r *running) told(id string) {
 	if a := r.admin.Load(); a == nil || !a.Listening() {
 		return
 	}
-	if account, ok := r.handler.Load().Explain(id); ok {
-		r.publish(admin.EventRequest, account)
+	account, ok := r.handler.Load().Explain(id)
+	if !ok {
+		return
 	}
+	for i := range account.Steps {
+		account.Steps[i].Choice = nil
+	}
+	r.publish(admin.EventRequest, account)
 }
 
 func (r *running) publish(kind string, data any) {
 	if a := r.admin.Load(); a != nil {
 		a.Publish(kind, data)
 	}
+}
+
+// spansDropped may be called before there is a tracer, and where there is none.
+func (r *running) spansDropped() uint64 { return r.trace.Dropped() }
+
+// expiries is when each listener's certificate ends.
+func (r *running) expiries() map[string]time.Time {
+	all := make(map[string]time.Time, len(r.certs))
+	for listener, c := range r.certs {
+		all[listener] = c.NotAfter()
+	}
+	return all
 }
 
 func (r *running) live() *proxy.Live { return r.now.Load().live }
@@ -242,21 +260,26 @@ func (r *running) follow(hangups <-chan os.Signal) func() {
 		}
 	}
 	done.Go(func() {
-		for ctx.Err() == nil {
-			select {
-			case <-ctx.Done():
-				return
-			case <-hangups:
-			case <-changed:
-			}
-			time.Sleep(settle)
-			empty(changed)
-			_, _ = r.reload() // it is logged, counted and told there
-		}
+		steadily(r.log, "reloading", func() { r.reloadWhen(ctx, changed, hangups) })
 	})
 	return func() {
 		cancel()
 		done.Wait()
+	}
+}
+
+// reloadWhen reloads for each reason that comes, until ctx ends.
+func (r *running) reloadWhen(ctx context.Context, changed <-chan struct{}, hangups <-chan os.Signal) {
+	for ctx.Err() == nil {
+		select {
+		case <-ctx.Done():
+			return
+		case <-hangups:
+		case <-changed:
+		}
+		time.Sleep(settle)
+		empty(changed)
+		_, _ = r.reload() // it is logged, counted and told there
 	}
 }
 

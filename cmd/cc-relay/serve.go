@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"runtime/debug"
 	"syscall"
 	"time"
 
@@ -17,6 +18,7 @@ import (
 
 	"cc-relay/internal/config"
 	"cc-relay/internal/proxy"
+	statedir "cc-relay/internal/state"
 )
 
 func serveCommand() *cobra.Command {
@@ -25,14 +27,19 @@ func serveCommand() *cobra.Command {
 		Use:   "serve",
 		Short: "Relay requests until told to stop",
 		Long: "Relay requests of the Messages API until SIGTERM or Ctrl-C, then let open streams finish.\n" +
-			"The configuration is --config, ./config.yaml or ~/.config/cc-relay/config.yaml; without a\n" +
-			"file, the keys in ANTHROPIC_API_KEY or ANTHROPIC_API_KEYS (comma separated) are served.",
+			"The configuration is --config, or config.yaml or config.toml here or in ~/.config/cc-relay;\n" +
+			"without a file, the keys in ANTHROPIC_API_KEY or ANTHROPIC_API_KEYS (comma separated) are\n" +
+			"served. A change of the file takes effect without a restart.\n\n" +
+			"cc-relay status, explain, key and others ask and steer the running relay at its admin\n" +
+			"listener: 127.0.0.1:8788, or what --admin-listen or the file's admin.listen says.",
 		Args: cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg, source, err := loadConfig(file)
+			from := &config.Sources{Take: true}
+			cfg, source, err := loadConfig(from, file)
 			if err != nil {
 				return err
 			}
+			exposed := harden() // not before: variables are taken through /proc/self/mem
 			adapt := func(cfg *config.Config) error {
 				for _, f := range []struct {
 					name, value string
@@ -53,13 +60,16 @@ func serveCommand() *cobra.Command {
 			}
 			log, sink := newLogger(cfg.Logging, cmd.ErrOrStderr())
 			defer sink.close()
+			if exposed != nil {
+				log.Warn().Err(exposed).Msg("memory with keys in it is less protected than it should be")
+			}
 			r, err := newRunning(cfg, log, sink)
 			if err != nil {
 				return err
 			}
 			if source != fromEnvironment {
 				r.source, r.load = source, func() (*config.Config, error) {
-					cfg, err := config.Load(source)
+					cfg, err := from.Load(source)
 					if err != nil {
 						return nil, err
 					}
@@ -79,16 +89,16 @@ func serveCommand() *cobra.Command {
 const fromEnvironment = "environment"
 
 // loadConfig finds and reads the configuration, and says where it came from.
-func loadConfig(file string) (*config.Config, string, error) {
+func loadConfig(from *config.Sources, file string) (*config.Config, string, error) {
 	path, ok, err := config.Find(file)
 	if err != nil {
 		return nil, "", err
 	}
 	if ok {
-		cfg, err := config.Load(path)
+		cfg, err := from.Load(path)
 		return cfg, path, err
 	}
-	cfg, ok, err := config.FromEnv(os.LookupEnv)
+	cfg, ok, err := from.FromEnv()
 	if err != nil {
 		return nil, "", err
 	}
@@ -106,11 +116,15 @@ func (r *running) serve(ctx context.Context) error {
 	defer signal.Stop(signals)
 	signal.Notify(hangups, syscall.SIGHUP)
 	defer signal.Stop(hangups)
-	l, err := r.listen(cfg.Server.Listen, cfg.Server.TLS)
+	l, err := r.listen("server", cfg.Server.Listen, cfg.Server.TLS, r.bounded)
 	if err != nil {
 		return err
 	}
 	dir, err := openState(cfg.Server)
+	if errors.As(err, new(*statedir.InUseError)) {
+		_ = l.Close()
+		return err
+	}
 	if err != nil {
 		r.log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; to have it so, set server.state: off")
 	}
@@ -141,17 +155,32 @@ func (r *running) serve(ctx context.Context) error {
 	return nil
 }
 
-// listen opens a listener, with TLS where that is configured.
-func (r *running) listen(address string, t config.TLS) (net.Listener, error) {
+// bounded bounds the connections of the data listener, as the configuration in force
+// says.
+func (r *running) bounded(l net.Listener) net.Listener {
+	files := openFiles()
+	if most := r.now.Load().cfg.Server.Limits.Connections; files/2 < uint64(most) {
+		total, _ := connectionBounds(r.now.Load().cfg.Server.Limits, files)
+		r.log.Info().Uint64("files", files).Int("connections", total).Msg("the limit of open files allows fewer connections than server.limits.connections")
+	}
+	return newCrowd(l, func() (total, perSource int) { return connectionBounds(r.now.Load().cfg.Server.Limits, files) })
+}
+
+// listen opens a listener, with TLS where that is configured. wrap, where not nil,
+// is put around it below TLS. section is its part of the configuration.
+func (r *running) listen(section, address string, t config.TLS, wrap func(net.Listener) net.Listener) (net.Listener, error) {
 	if t.CertFile == "" {
-		return listen(address, nil)
+		return listen(address, nil, wrap)
 	}
 	cert, err := newCertificate(t.CertFile, t.KeyFile, func(err error) { r.log.Error().Err(err).Msg("the new certificate is not used") })
 	if err != nil {
 		return nil, err
 	}
-	r.certs = append(r.certs, cert)
-	return listen(address, cert)
+	if section == adminSection {
+		cert.protocols = []string{"http/1.1"}
+	}
+	r.certs[section] = cert
+	return listen(address, cert, wrap)
 }
 
 // relay is a running data listener.
@@ -168,7 +197,7 @@ func startRelay(cfg *config.Config, log zerolog.Logger) (*relay, *running, error
 	if err != nil {
 		return nil, nil, err
 	}
-	l, err := listen(cfg.Server.Listen, nil)
+	l, err := listen(cfg.Server.Listen, nil, r.bounded)
 	if err != nil {
 		return nil, nil, err
 	}
@@ -178,8 +207,12 @@ func startRelay(cfg *config.Config, log zerolog.Logger) (*relay, *running, error
 func startOn(l net.Listener, r *running) *relay {
 	h := proxy.NewHandler(r.live(), r.log)
 	r.handler.Store(h)
-	s := &relay{handler: h, listener: l, failed: make(chan error, 2), server: newServer(h, r.log)}
+	s := &relay{handler: h, listener: l, failed: make(chan error, 2), server: newServer(h, r.now.Load().cfg.Server.Limits, r.log)}
+	s.server.ConnContext = connContext
 	s.server.BaseContext = func(net.Listener) context.Context { return h.Context() }
+	if os.Getenv("GOGC") == "" {
+		debug.SetGCPercent(garbageShare)
+	}
 	go tick(h.Context())
 	h.Refresh()
 	r.watch(r.live())
@@ -194,9 +227,13 @@ func (r *relay) serve() {
 }
 
 // ballast is memory that is never touched, so it takes none of the machine's. Go
-// collects garbage when the heap has doubled, and an idle relay's heap is so small
-// that this would be every few hundred requests, for a twentieth of their CPU time.
-var ballast = make([]byte, 32<<20)
+// collects garbage when the heap has grown by a share, and an idle relay's heap is so
+// small that this would be every few hundred requests, for a twentieth of their CPU
+// time. The share is half of Go's default: thousands of open streams make little
+// garbage, and at twice their memory would take what nobody uses.
+var ballast = make([]byte, 64<<20)
+
+const garbageShare = 50 // percent; the environment variable GOGC goes before it
 
 // tick keeps a runtime timer less than a second away. Go's network poller sleeps
 // until the next timer, and each new one that comes before it wakes a thread to
@@ -217,14 +254,14 @@ func tick(ctx context.Context) {
 
 // newServer bounds what a client may take before it has said anything. There is
 // no write timeout: streams last, and each write has its own deadline.
-func newServer(h http.Handler, log zerolog.Logger) *http.Server {
+func newServer(h http.Handler, l config.Limits, log zerolog.Logger) *http.Server {
 	return &http.Server{
 		Handler:           h,
-		ReadHeaderTimeout: 10 * time.Second,
-		IdleTimeout:       5 * time.Minute,
-		MaxHeaderBytes:    64 << 10,
+		ReadHeaderTimeout: l.HeaderTime,
+		IdleTimeout:       l.IdleConnection,
+		MaxHeaderBytes:    int(l.HeaderBytes),
 		ErrorLog:          serverLog(log),
-		HTTP2:             http2Bounds(),
+		HTTP2:             http2Bounds(int(l.StreamsPerConnection)),
 	}
 }
 

@@ -44,11 +44,17 @@ func startServe(t *testing.T, env []string, args ...string) *process {
 
 func startBinary(t *testing.T, binary string, env []string, args ...string) *process {
 	t.Helper()
+	return startCommand(t, env, append([]string{binary, "serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, args...)...)
+}
+
+// startCommand starts a command that becomes cc-relay serve.
+func startCommand(t *testing.T, env []string, command ...string) *process {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), 2*patience)
 	t.Cleanup(cancel)
 	dir := t.TempDir()
 	p := &process{t: t, lines: make(chan map[string]any, 1000)}
-	p.cmd = exec.CommandContext(ctx, binary, append([]string{"serve", "--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, args...)...)
+	p.cmd = exec.CommandContext(ctx, command[0], command[1:]...)
 	p.cmd.Dir = dir
 	p.cmd.Env = append([]string{asRelay + "=1", "HOME=" + dir}, env...)
 	stderr, err := p.cmd.StderrPipe()
@@ -146,11 +152,12 @@ const (
 type slowProvider struct {
 	*httptest.Server
 	release chan struct{}
-	keys    chan string // that requests came with
+	gone    chan struct{} // gets one for each request that was given up
+	keys    chan string   // that requests came with
 }
 
 func newSlowProvider(t *testing.T) *slowProvider {
-	s := &slowProvider{release: make(chan struct{}), keys: make(chan string, 10)}
+	s := &slowProvider{release: make(chan struct{}), gone: make(chan struct{}, 10), keys: make(chan string, 10)}
 	s.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet { // the list of models
 			http.NotFound(w, r)
@@ -165,18 +172,29 @@ func newSlowProvider(t *testing.T) *slowProvider {
 		case <-s.release:
 			_, _ = io.WriteString(w, secondHalf)
 		case <-r.Context().Done():
+			s.gone <- struct{}{}
 		}
 	}))
 	t.Cleanup(s.Close)
 	return s
 }
 
+// left waits until a request is given up.
+func (s *slowProvider) left(t *testing.T) {
+	t.Helper()
+	select {
+	case <-s.gone:
+	case <-time.After(patience):
+		require.FailNow(t, "the provider still answers")
+	}
+}
+
 // serve starts a relay in front of the provider, configured by a file.
-func (s *slowProvider) serve(t *testing.T) *process {
+func (s *slowProvider) serve(t *testing.T, env ...string) *process {
 	path := filepath.Join(t.TempDir(), "relay.yaml")
 	text := "providers:\n  - {base_url: \"" + s.URL + "\", keys: [{key: \"${UPSTREAM_KEY}\"}]}\n"
 	require.NoError(t, os.WriteFile(path, []byte(text), 0o600))
-	p := startServe(t, []string{"UPSTREAM_KEY=sk-ant-upstream"}, "--config", path)
+	p := startServe(t, append(env, "UPSTREAM_KEY=sk-ant-upstream"), "--config", path)
 	assert.Equal(t, path, p.source)
 	return p
 }
@@ -220,8 +238,8 @@ func TestServeFromAFile(t *testing.T) {
 	assert.NotContains(t, p.logged(), "sk-ant-")
 }
 
-func TestServeDrains(t *testing.T) {
-	t.Parallel()
+// testDrain: no new work from the signal on, and open streams end as their provider ends them.
+func testDrain(t *testing.T) {
 	up := newSlowProvider(t)
 	p := up.serve(t)
 	open := p.post()
@@ -254,8 +272,14 @@ func TestServeDrains(t *testing.T) {
 	assert.Len(t, up.keys, 1, "requests that reached the provider")
 }
 
-func TestASecondSignalEndsServeAtOnce(t *testing.T) {
-	t.Parallel()
+// testSecondSignal: it ends the drain at once, and streams in order.
+func testSecondSignal(t *testing.T) {
+	for _, second := range []syscall.Signal{syscall.SIGTERM, syscall.SIGINT} {
+		t.Run(second.String(), func(t *testing.T) { testSecond(t, second) })
+	}
+}
+
+func testSecond(t *testing.T, second syscall.Signal) {
 	up := newSlowProvider(t)
 	p := up.serve(t)
 	open := p.post()
@@ -263,11 +287,16 @@ func TestASecondSignalEndsServeAtOnce(t *testing.T) {
 
 	p.signal()
 	p.await("relay drains")
-	p.signal()
+	began := time.Now()
+	require.NoError(t, p.cmd.Process.Signal(second))
 	rest, err := io.ReadAll(open.Body)
 	require.NoError(t, err, "the stream ends in order")
 	assert.True(t, strings.HasPrefix(string(rest), "event: error\ndata: {"), "got %q", rest)
 	assert.Contains(t, string(rest), "overloaded_error")
 	assert.NotContains(t, string(rest), "message_stop")
+	up.left(t)
 	p.endsWell()
+	assert.Less(t, time.Since(began), patience, "the drain lasts longer by default")
+	_, err = os.Stat(filepath.Join(p.cmd.Dir, ".local", "state", "cc-relay", "pools"))
+	assert.NoError(t, err, "what was learned is saved")
 }

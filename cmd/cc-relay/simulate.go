@@ -33,7 +33,7 @@ func simulateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			l, err := listen(address, nil)
+			l, err := listen(address, nil, nil)
 			if err != nil {
 				return err
 			}

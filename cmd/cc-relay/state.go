@@ -55,7 +55,10 @@ func remember(dir *statedir.Dir, live *proxy.Live, log zerolog.Logger) *memory {
 		log.Warn().Err(err).Msg("conversations will not find their keys again after a restart")
 	}
 	m.restore()
-	go m.keep()
+	go func() {
+		defer close(m.stopped)
+		steadily(log, "saving what is learned", m.keep)
+	}()
 	return m
 }
 
@@ -71,13 +74,23 @@ func (m *memory) follow(live *proxy.Live) {
 	m.pools.Store(&pools)
 }
 
-// openState returns nil without an error where state is off.
+// openState opens the state directory for this relay alone: of two that write to one,
+// each would undo what the other has learned, and their audit would be one story of
+// two relays. It returns nil without an error where state is off.
 func openState(server config.Server) (*statedir.Dir, error) {
 	path, err := server.StatePath()
 	if err != nil || path == "" {
 		return nil, err
 	}
-	return statedir.Open(path)
+	dir, err := statedir.Open(path)
+	if err != nil {
+		return nil, err
+	}
+	if err := dir.Lock(); err != nil {
+		_ = dir.Close()
+		return nil, err
+	}
+	return dir, nil
 }
 
 func (m *memory) restore() {
@@ -100,7 +113,6 @@ func (m *memory) restored() bool { return m != nil && m.found }
 
 // keep saves now and then, and once more at the end.
 func (m *memory) keep() {
-	defer close(m.stopped)
 	t := time.NewTicker(saveEvery)
 	defer t.Stop()
 	for {

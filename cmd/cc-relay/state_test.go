@@ -22,9 +22,10 @@ import (
 	"cc-relay/internal/config"
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/secret"
+	statedir "cc-relay/internal/state"
 )
 
-// refusingProvider refuses the key sk-ant-refused, and serves any other under a
+// refusingProvider refuses keys that begin with sk-ant-refused, and serves any other under a
 // limit of 777 requests a minute. It tells which keys it saw.
 func refusingProvider(t *testing.T) (url string, keys chan string) {
 	keys = make(chan string, 100)
@@ -36,7 +37,7 @@ func refusingProvider(t *testing.T) (url string, keys chan string) {
 		_, _ = io.Copy(io.Discard, r.Body)
 		key := r.Header.Get("X-Api-Key")
 		keys <- key
-		if key == "sk-ant-refused" {
+		if strings.HasPrefix(key, "sk-ant-refused") {
 			w.WriteHeader(http.StatusUnauthorized)
 			_, _ = io.WriteString(w, `{"type":"error","error":{"type":"authentication_error","message":"invalid x-api-key"}}`)
 			return
@@ -231,7 +232,7 @@ func remembering(t *testing.T, dir string) (*memory, *keypool.KeyPool, *bytes.Bu
 	b, err := build(&cfg, nil, watchers{log: zerolog.Nop()})
 	require.NoError(t, err)
 	live := b.live
-	state, err := openState(cfg.Server)
+	state, err := statedir.Open(dir) // without its lock: two memories share it here
 	require.NoError(t, err)
 	log := &bytes.Buffer{}
 	m := remember(state, live, zerolog.New(log))

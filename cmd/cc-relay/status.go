@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"image/color"
+	"slices"
 	"strings"
 	"time"
 
@@ -93,6 +94,9 @@ const (
 	wordWidth = 23 // dead 59m (unauthorized)
 )
 
+// listing is the class that pools give keys for lists of models by.
+const listing = "models"
+
 func (v *statusView) render() []byte {
 	v.head()
 	for _, r := range v.stats.Reasons {
@@ -100,7 +104,7 @@ func (v *statusView) render() []byte {
 		if r.Code == "no_provider" {
 			mark = v.paint(bad, "!")
 		}
-		text := r.Message
+		text := inCommands(r.Message)
 		if r.Provider != "" && !strings.Contains(text, r.Provider) {
 			text = r.Provider + ": " + text
 		}
@@ -151,10 +155,11 @@ func (v *statusView) provider(p *admin.Provider) {
 	}
 	bars, wide := v.bars()
 	titles := false
+	asked := slices.ContainsFunc(p.Classes, func(c admin.Class) bool { return c.Class != "" && c.Class != listing })
 	for i := range p.Classes {
 		c := &p.Classes[i]
-		if c.Class == "" && len(p.Classes) > 1 && c.InFlight == 0 {
-			continue // what belongs to no class was not asked for
+		if c.InFlight == 0 && (c.Class == listing || c.Class == "" && asked) {
+			continue // lists have no limits, and what belongs to no class was not asked for
 		}
 		if !titles {
 			v.line("%s%s", strings.Repeat(" ", keyIndent+keyWidth+wordWidth+4), v.paint(faint, v.titles(bars, wide)))

@@ -183,6 +183,25 @@ func TestStatusIsReadable(t *testing.T) {
 	}
 }
 
+// Each key is shown, whether or not anything was asked for, and lists of models are
+// nothing that was.
+func TestStatusLeavesListsOut(t *testing.T) {
+	stats := emptyStats()
+	keys := stats.Providers[0].Classes[0].Keys
+	show := func(classes ...string) string {
+		stats.Providers[0].Classes = nil
+		for _, name := range classes {
+			stats.Providers[0].Classes = append(stats.Providers[0].Classes, admin.Class{Class: name, Keys: keys})
+		}
+		v := statusView{screen: screen{width: 80}, stats: stats}
+		return string(v.render())
+	}
+	assert.Equal(t, show(""), show("", "models"))
+	assert.Contains(t, show("", "models"), keys[0].ID)
+	assert.Equal(t, show("sonnet"), show("", "models", "sonnet"))
+	assert.Contains(t, show("", "models", "sonnet"), "  sonnet\n    "+keys[0].ID)
+}
+
 func TestStatusEndsWithWhatItSays(t *testing.T) {
 	for word, want := range map[string]int{admin.Healthy: 0, admin.Degraded: 3, admin.Down: 4} {
 		t.Run(word, func(t *testing.T) {
@@ -220,8 +239,8 @@ func TestWhoCannotBeAsked(t *testing.T) {
 		args []string
 		want string
 	}{
-		"not running":      {[]string{"--admin", nobody}, "no relay is running at " + nobody + ": start one with `cc-relay serve`"},
-		"no socket":        {[]string{"--admin", "unix:/none/relay.sock"}, "no relay is running at unix:/none/relay.sock"},
+		"not running":      {[]string{"--admin", nobody}, "no relay answers at " + nobody + ": start one with `cc-relay serve`"},
+		"no socket":        {[]string{"--admin", "unix:/none/relay.sock"}, "no relay answers at unix:/none/relay.sock"},
 		"wrong token":      {[]string{"--admin", f.URL, "--token-file", wrong}, "refused the token of " + wrong},
 		"empty token file": {[]string{"--admin", f.URL, "--token-file", empty}, "holds no token: it should be one line"},
 		"no token file":    {[]string{"--admin", f.URL, "--token-file", "none"}, "none: no such file"},
@@ -291,7 +310,7 @@ func TestTheConfigurationSaysWhereAndHow(t *testing.T) {
 func TestAskingOverASocket(t *testing.T) {
 	f := newFakeAdmin(t, map[string]any{"GET /api/v1/stats": emptyStats()})
 	path := filepath.Join(t.TempDir(), "admin.sock")
-	l, err := listen(unixScheme+path, nil)
+	l, err := listen(unixScheme+path, nil, nil)
 	require.NoError(t, err)
 	server := &http.Server{Handler: f}
 	go func() { _ = server.Serve(l) }()

@@ -36,17 +36,19 @@ const (
 )
 
 // halfway answers a request that asks for it at once, any other to its middle, and the
-// rest on release.
+// rest on release. One key may be told to wait.
 type halfway struct {
 	*httptest.Server
 	release chan struct{}
+	gone    chan struct{} // holds one where a request was given up
 
-	mu   sync.Mutex
-	last string // key of the last request
+	mu      sync.Mutex
+	last    string // key of the last request
+	limited string // key that is told to wait; "" is none
 }
 
 func newHalfway(t *testing.T) *halfway {
-	up := &halfway{release: make(chan struct{})}
+	up := &halfway{release: make(chan struct{}), gone: make(chan struct{}, 1)}
 	up.Server = httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.Method == http.MethodGet { // the list of models
 			http.NotFound(w, r)
@@ -55,7 +57,15 @@ func newHalfway(t *testing.T) *halfway {
 		body, _ := io.ReadAll(r.Body)
 		up.mu.Lock()
 		up.last = r.Header.Get("X-Api-Key")
+		limited := up.last == up.limited
 		up.mu.Unlock()
+		if limited {
+			w.Header().Set("Content-Type", "application/json")
+			w.Header().Set("Retry-After", "3000")
+			w.WriteHeader(http.StatusTooManyRequests)
+			_, _ = io.WriteString(w, `{"type":"error","error":{"type":"rate_limit_error","message":"too many"}}`)
+			return
+		}
 		w.Header().Set("Content-Type", "text/event-stream")
 		_, _ = io.WriteString(w, firstHalf)
 		w.(http.Flusher).Flush()
@@ -63,6 +73,7 @@ func newHalfway(t *testing.T) *halfway {
 			select {
 			case <-up.release:
 			case <-r.Context().Done():
+				notify(up.gone)
 				return
 			}
 		}
@@ -72,11 +83,28 @@ func newHalfway(t *testing.T) *halfway {
 	return up
 }
 
+// left waits until a request was given up.
+func (up *halfway) left(t *testing.T) {
+	t.Helper()
+	select {
+	case <-up.gone:
+	case <-time.After(patience):
+		require.FailNow(t, "the provider still answers")
+	}
+}
+
 // key is the one of the last request.
 func (up *halfway) key() string {
 	up.mu.Lock()
 	defer up.mu.Unlock()
 	return up.last
+}
+
+// limit has a key told to wait, "" none any more.
+func (up *halfway) limit(key string) {
+	up.mu.Lock()
+	defer up.mu.Unlock()
+	up.limited = key
 }
 
 func steer(t *testing.T) *steered {
@@ -404,14 +432,49 @@ func testWriteOnly(t *testing.T) {
 // The tests of rows of the catalogue of faults, by the rows' names.
 
 func TestFault(t *testing.T) {
+	t.Run("D06", testFullLogPipe)
+	t.Run("C06", testSlowHeaders)
+	t.Run("C14", testPeersThatVanish)
+	t.Run("C26", func(t *testing.T) {
+		t.Run("files", testMoreConnectionsThanFiles)
+		t.Run("bounds", testCrowds)
+	})
 	t.Run("F01", testBadFile)
+	t.Run("F02", testBadFirstFile)
 	t.Run("F03", testEditors)
 	t.Run("F05", testRemovedKey)
 	t.Run("F06", testRevokedClient)
+	t.Run("F10", testOpenListeners)
+	t.Run("P02", testTermination)
+	t.Run("P03", testSecondSignal)
+	t.Run("P04", testFrozen)
+	t.Run("P05", testPanics)
+	t.Run("P06", testLittleMemory)
+	t.Run("P07", testLittleProcessor)
+	t.Run("P09", testTwoOnOneDirectory)
+	t.Run("P10", testNothingPilesUp)
+	t.Run("T03", testStateOfTheFuture)
+	t.Run("T05", testClocksOfCertificates)
+	t.Run("D05", testStateDirectoryIsGone)
+	t.Run("D06", testLogsThatAreStuck)
+	t.Run("L02", testManyDeadKeys)
 }
 
 func TestSecurity(t *testing.T) {
+	t.Run("S01", testFirstStart)
 	t.Run("S06", testPlanes)
 	t.Run("S10", testWriteOnly)
+	t.Run("S11", testViewer)
 	t.Run("S12", testRevokedClient)
+	t.Run("S21", func(t *testing.T) {
+		t.Run("sources", testSourcesOfSecrets)
+		t.Run("flags", testNoFlagTakesASecret)
+	})
+	t.Run("S22", func(t *testing.T) {
+		t.Run("no core", testNoCore)
+		t.Run("metrics", testScrapingAHardenedRelay)
+	})
+	t.Run("S24", testConsoleCannotBeForged)
+	t.Run("S40", testNobodyElseIsCalled)
+	t.Run("S35", testUnwritableAudit)
 }

@@ -18,6 +18,7 @@ const certificateCheck = time.Second
 type certificate struct {
 	certFile, keyFile string
 	broken            func(error)
+	protocols         []string // offered, the best first; not to be changed once it is in use
 
 	pair    atomic.Pointer[tls.Certificate]
 	checked atomic.Int64 // when the files were last looked at, in Unix nanoseconds
@@ -34,7 +35,7 @@ func newCertificate(certFile, keyFile string, broken func(error)) (*certificate,
 	if broken == nil {
 		broken = func(error) {}
 	}
-	c := &certificate{certFile: certFile, keyFile: keyFile, broken: broken}
+	c := &certificate{certFile: certFile, keyFile: keyFile, broken: broken, protocols: []string{"h2", "http/1.1"}}
 	if err := c.Reload(); err != nil {
 		return nil, err
 	}
@@ -56,7 +57,7 @@ func (c *certificate) NotAfter() time.Time { return c.pair.Load().Leaf.NotAfter 
 func (c *certificate) config() *tls.Config {
 	return &tls.Config{
 		MinVersion:     tls.VersionTLS12,
-		NextProtos:     []string{"h2", "http/1.1"},
+		NextProtos:     c.protocols,
 		GetCertificate: c.current,
 	}
 }
