@@ -23,6 +23,7 @@ type changer struct {
 	ask      func(context.Context, question) answer // counted in the ledger, not in the load
 	provider *provider                              // that of main's keys
 	within   time.Duration                          // in which a change must take effect
+	late     time.Duration                          // for which requests from before a change may still come
 
 	keys    int // added so far
 	written time.Time
@@ -52,18 +53,18 @@ var changes = []change{
 	{name: "add a key", edit: (*changer).addKey, took: keyComes},
 	{name: "add a client", edit: func(c *changer) { c.settings.tokens = append(c.settings.tokens, guestToken) }, took: guestIs(http.StatusOK)},
 	{name: "change limits", edit: func(c *changer) { c.settings.limit = 3000 - c.settings.limit }, took: limitIsShown},
-	{name: "add an alias", edit: func(c *changer) { c.settings.alias = true }, took: modelIs(aliasName, http.StatusOK)},
+	{name: "add an alias", edit: func(c *changer) { c.settings.alias = true }, took: modelIs(aliasName)},
 	{name: "write what is no YAML", text: func(s string) string { return s + "\nclients: [\n" }, took: refusedOnce},
 	{name: "rotate a key", edit: func(c *changer) { c.dropKey(); c.addKey() }, took: keyComes},
-	{name: "add a rule", edit: func(c *changer) { c.settings.rule = true }, took: modelIs(ruleName, http.StatusOK)},
+	{name: "add a rule", edit: func(c *changer) { c.settings.rule = true }, took: modelIs(ruleName)},
 	{name: "log more", edit: func(c *changer) { c.settings.level = "debug" }, took: probesAreLogged},
 	{name: "add a provider", edit: func(c *changer) { c.settings.extra = true }, took: extraIs(extraName)},
 	{name: "remove a client", edit: func(c *changer) { c.settings.tokens = slices.DeleteFunc(c.settings.tokens, isGuest) }, took: guestIs(http.StatusUnauthorized)},
-	{name: "remove an alias", edit: func(c *changer) { c.settings.alias = false }, took: modelIs(aliasName, http.StatusNotFound)},
+	{name: "remove an alias", edit: func(c *changer) { c.settings.alias = false }, took: modelIsGone(aliasName)},
 	{name: "remove a key", edit: (*changer).dropKey}, // whether it still comes is seen at the provider
 	{name: "log less", edit: func(c *changer) { c.settings.level = "info" }, took: probesAreNotLogged},
 	{name: "write an unknown field", text: func(s string) string { return strings.Replace(s, "aliases:", "alias:", 1) + "unheard_of: 1\n" }, took: refusedOnce},
-	{name: "remove a rule", edit: func(c *changer) { c.settings.rule = false }, took: modelIs(ruleName, http.StatusNotFound)},
+	{name: "remove a rule", edit: func(c *changer) { c.settings.rule = false }, took: modelIsGone(ruleName)},
 	{name: "remove a provider", edit: func(c *changer) { c.settings.extra = false }, took: extraIs("")},
 }
 
@@ -129,7 +130,7 @@ func (c *changer) make(ctx context.Context, what change, i int) error {
 	}
 	for _, key := range before {
 		if !slices.Contains(c.settings.keys, key) {
-			c.provider.retire(key, time.Now().Add(c.within))
+			c.provider.retire(key, time.Now().Add(c.late))
 		}
 	}
 	c.done++
@@ -160,7 +161,13 @@ func (c *changer) await(ctx context.Context, what change) {
 	}
 }
 
-func (a *asker) ask(q question) answer { return a.changer.ask(a.ctx, q) }
+// ask ends its question even when the load is over: one that is broken off would be
+// partial in the relay's account.
+func (a *asker) ask(q question) answer {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(a.ctx), time.Minute)
+	defer cancel()
+	return a.changer.ask(ctx, q)
+}
 
 func keyComes(c *changer, a *asker) error {
 	a.ask(question{model: quickModel, deltas: 1})
@@ -169,12 +176,26 @@ func keyComes(c *changer, a *asker) error {
 
 func guestIs(status int) func(*changer, *asker) error {
 	return func(_ *changer, a *asker) error {
-		return hasStatus(a.ask(question{model: quickModel, deltas: 1, token: guestToken}), status)
+		return hasStatus(a.ask(question{model: sideModel, deltas: 1, token: guestToken}), status)
 	}
 }
 
-func modelIs(model string, status int) func(*changer, *asker) error {
-	return func(_ *changer, a *asker) error { return hasStatus(a.ask(question{model: model, deltas: 1}), status) }
+func modelIs(model string) func(*changer, *asker) error {
+	return func(_ *changer, a *asker) error {
+		return hasStatus(a.ask(question{model: model, deltas: 1}), http.StatusOK)
+	}
+}
+
+// modelIsGone: then the default providers are asked for it, who do not know it, if
+// their network lets them say so.
+func modelIsGone(model string) func(*changer, *asker) error {
+	return func(_ *changer, a *asker) error {
+		got := a.ask(question{model: model, deltas: 1})
+		if got.status >= http.StatusInternalServerError {
+			return nil
+		}
+		return hasStatus(got, http.StatusNotFound)
+	}
 }
 
 func hasStatus(got answer, want int) error {

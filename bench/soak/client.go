@@ -73,8 +73,8 @@ func newClient(url string) *client {
 }
 
 // transport keeps connections for less time than anybody closes idle ones, so that no
-// request meets a connection's end. window bounds the receive buffer, in bytes; 0: the
-// system's.
+// request meets a connection's end. window bounds the receive buffer, and what one read
+// takes of it, in bytes; 0: the defaults.
 func transport(window int) *http.Transport {
 	dial := func(ctx context.Context, network, addr string) (net.Conn, error) {
 		conn, err := (&net.Dialer{}).DialContext(ctx, network, addr)
@@ -83,7 +83,7 @@ func transport(window int) *http.Transport {
 		}
 		return conn, err
 	}
-	return &http.Transport{DialContext: dial, DisableCompression: true, ReadBufferSize: 64 << 10, MaxIdleConnsPerHost: 1000, IdleConnTimeout: 5 * time.Second}
+	return &http.Transport{DialContext: dial, DisableCompression: true, ReadBufferSize: window, MaxIdleConnsPerHost: 1000, IdleConnTimeout: 5 * time.Second}
 }
 
 func (c *client) closeIdle() {
@@ -165,7 +165,6 @@ func (a *answer) readStream(body io.Reader) error {
 		a.usage, a.started, a.final, a.deltas = s.Message().Usage, s.Started(), s.Final(), s.Deltas()
 	}()
 	events := bufio.NewScanner(body)
-	events.Buffer(make([]byte, 64<<10), 1<<20)
 	events.Split(splitEvents)
 	for events.Scan() {
 		if err := s.Event(events.Bytes()); err != nil {

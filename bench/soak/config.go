@@ -9,7 +9,8 @@ import (
 )
 
 // Names of providers. Requests go to main and, in mixed traffic, to fallback; side is
-// there to change limits of, extra comes and goes.
+// there to change limits and names of, extra comes and goes. Both are reached without
+// trouble.
 const (
 	mainName     = "main"
 	fallbackName = "fallback"
@@ -56,13 +57,13 @@ func (s *settings) yaml() string {
 	line("routing: { default: [%s] }", targets)
 	line("models:\n  - { match: [%s], targets: [%s] }", sideModel, sideName)
 	if s.rule {
-		line("  - { match: [%s], targets: [%s/%s] }", ruleName, mainName, quickModel)
+		line("  - { match: [%s], targets: [%s/%s] }", ruleName, sideName, quickModel)
 	}
 	if s.extra {
 		line("  - { match: [%s], targets: [%s] }", extraRule, extraName)
 	}
 	if s.alias {
-		line("aliases: { %s: %s }", aliasName, quickModel)
+		line("aliases: { %s: %s }", aliasName, sideModel)
 	}
 	line("providers:")
 	s.provider(&b, mainName, s.mainAddr, s.keys...)

@@ -73,7 +73,10 @@ func (b *bed) start(ctx context.Context) error {
 	}
 	b.watcher = newWatcher(b.relay.PID(), s.adminSocket(), s.adminToken())
 	b.load = &load{options: b.options, client: newClient(b.relay.URL), ledger: b.ledger, ends: map[end]int{}}
-	b.changer = &changer{settings: s, relay: b.relay, log: b.log, http: b.load.client.usual, ask: b.load.ask, provider: b.providers[0], within: b.within, keys: len(s.keys)}
+	b.changer = &changer{settings: s, relay: b.relay, log: b.log, http: b.load.client.usual, ask: b.load.ask, provider: b.providers[0], within: b.within, late: b.within, keys: len(s.keys)}
+	if b.mixed { // a request keeps the keys it began with, and the network holds it up
+		b.changer.late += 15 * time.Second
+	}
 	return nil
 }
 
@@ -250,6 +253,9 @@ func (b *bed) sample(ctx context.Context, progress io.Writer) ([]sample, error) 
 	for {
 		select {
 		case <-tick.C:
+			if time.Since(began) > b.length { // end has come, too
+				return all, nil
+			}
 		case <-end:
 			return all, nil
 		case <-b.relay.Ended():
@@ -264,8 +270,8 @@ func (b *bed) sample(ctx context.Context, progress io.Writer) ([]sample, error) 
 		s.at = time.Since(began)
 		all = append(all, s)
 		applied, refused := b.log.reloads()
-		fmt.Fprintf(progress, "%4.0f s: %d requests, %d streams open, %d + %d reloads, %d MiB, %d fds, %d goroutines\n", s.at.Seconds(),
-			b.load.requests.Load()+b.load.streams.Load(), b.load.open.Load(), applied, refused, s.rss>>20, s.fds, s.goroutines)
+		fmt.Fprintf(progress, "%4.0f s: %d requests, %d streams open, %d + %d reloads, %d MiB (heap %d), %d fds, %d goroutines\n", s.at.Seconds(),
+			b.load.requests.Load()+b.load.streams.Load(), b.load.open.Load(), applied, refused, s.rss>>20, s.heap>>20, s.fds, s.goroutines)
 	}
 }
 
@@ -277,24 +283,28 @@ const (
 )
 
 // afterwards measures the relay when it has had time to let go of the load: as soon as
-// it is what it was before, and otherwise after half a minute, or after a long run two:
-// idle connections are kept for 90 s, garbage for two minutes.
+// it is what it was before, and otherwise after half a minute, or after a long run four:
+// idle connections are kept for 90 s, and what is pooled for use again goes with the
+// second garbage collection, of which an idle process has one in two minutes.
 func (b *bed) afterwards(ctx context.Context, before sample) (sample, error) {
 	drained := time.Now()
 	patience := 30 * time.Second
 	if b.long() {
-		patience = 130 * time.Second
+		patience = 250 * time.Second
 	}
+	collections, last := 0, drained
 	for {
 		b.letGo()
 		s, err := b.watcher.measure()
 		if err != nil {
 			return s, err
 		}
-		back := s.fds <= before.fds+slackFds && s.goroutines <= before.goroutines+slackGoroutines
-		back = back && s.inFlight == 0
+		if s.collected.After(last) {
+			collections, last = collections+1, s.collected
+		}
+		back := s.fds <= before.fds+slackFds && s.goroutines <= before.goroutines+slackGoroutines && s.inFlight == 0
 		if b.long() {
-			back = back && s.idle == 0 && (!s.told || s.collected.After(drained))
+			back = back && s.idle == 0 && (!s.told || collections > 1)
 		}
 		if back || time.Since(drained) > patience || ctx.Err() != nil {
 			return s, ctx.Err()
