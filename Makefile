@@ -15,11 +15,13 @@ TOOL := go tool -modfile='$(CURDIR)/tools/go.mod'
 NESTED := $(patsubst %/go.mod,%,$(wildcard e2e/go.mod bench/go.mod))
 FUZZTIME ?= 60s
 BENCHCOUNT ?= 1
+CUTS ?= 100000
 SEED ?= 1
 SOAK_FOR ?= 10m
+KILLS ?= 200
 HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
 
-.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench soak soak-reload fuzz e2e rules
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench soak soak-reload fuzz e2e rules faults crash cuts fuzz-ci leaks
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -51,8 +53,9 @@ lint: ## golangci-lint, staticcheck included
 tidy: ## each go.mod and go.sum is what `go mod tidy` writes
 	@for m in . tools $(NESTED); do (set -x; go -C "$$m" mod tidy -diff); done
 
+# Benches that drive a relay in a process of its own have nothing there to race.
 race: ## all tests under the race detector
-	go test -race ./...
+	go test -race $$(go list ./... | grep -vE '/bench/(crash|leaks|soak)$$')
 
 # govulncheck exits with 3 for a finding and 1 where its database cannot be had.
 vuln: ## no known vulnerability is reachable
@@ -81,15 +84,30 @@ soak: ## mixed traffic and faults against the built relay for SOAK_FOR=10m; noth
 soak-reload: ## 100 reloads a minute under load for SOAK_FOR=10m; nothing may be lost
 	go run ./bench/soak -for=$(SOAK_FOR)
 
-fuzz: ## every fuzz target for FUZZTIME=60s
-	@pkgs=$$(go list ./...); \
-	for pkg in $$pkgs; do \
-		listed=$$(go test -list='^Fuzz' "$$pkg"); \
-		for name in $$(grep '^Fuzz' <<<"$$listed" || true); do \
-			echo "$$pkg $$name"; \
-			go test -run='^$$' -fuzz="^$$name\$$" -fuzztime=$(FUZZTIME) "$$pkg"; \
-		done; \
-	done
+faults: ## the tests of the catalogue of faults, row by row; writes docs/faults.md
+	go run ./bench/matrix -write docs/faults.md
+
+crash: ## kill -9 the relay under load, KILLS=200 times
+	go run ./bench/crash -n=$(KILLS)
+
+leaks: ## 1,000,000 fuzzed requests, and no secret and no prompt in any output; writes docs/leaks.md
+	go run ./bench/leaks -write docs/leaks.md
+
+cuts: ## CUTS=100000 answers cut at random places: none looks complete; SEED=0 is another run each time
+	go run ./bench/cuts -n=$(CUTS) -seed=$(SEED)
+
+# Package and name of every fuzz target, one a line.
+FUZZ_TARGETS = grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' ./bench ./cmd ./internal | sed -E 's|/[^/]*:func | |' | sort
+
+fuzz: ## every fuzz target for FUZZTIME=60s, two at a time
+	@$(FUZZ_TARGETS) | xargs -P 2 -L 1 $(SHELL) -c ' \
+		out=$$(go test -run="^$$" -fuzz="^$$2$$" -fuzztime=$(FUZZTIME) -parallel=1 "$$1" 2>&1) && rc=0 || rc=$$?; \
+		printf "%s %s: %s\n" "$$1" "$$2" "$$(tail -n 1 <<<"$$out")"; \
+		[ $$rc = 0 ] || printf "%s\n" "$$out"; \
+		exit $$rc' fuzz
+
+fuzz-ci: ## the same for 5s each, from the kept corpus: two to three minutes
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
 
 e2e: ## real clients against the built relay
 	cd e2e && go test ./... -count=1
