@@ -4,6 +4,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -171,4 +172,27 @@ func configOf(names []string) *config.Config {
 		cfg.Providers = append(cfg.Providers, p)
 	}
 	return &cfg
+}
+
+// What a reload puts in force differs from what runs in nothing that needs a restart, and
+// from the file in nothing else.
+func TestAsRunning(t *testing.T) {
+	running, next := config.Default(), config.Default()
+	next.Server.Listen, next.Server.State, next.Server.StateDir, next.Server.TLS.CertFile = "127.0.0.1:1", config.StateOff, "/elsewhere", "/cert"
+	l := &next.Server.Limits
+	l.HeaderBytes, l.HeaderTime, l.StreamsPerConnection, l.IdleConnection, l.Requests = 5000, time.Minute, 7, time.Hour, 3
+	next.Admin.Listen, next.Admin.PProf, next.Metrics, next.Tracing.Endpoint = "127.0.0.1:2", true, config.MetricsOff, "http://127.0.0.1:4318"
+	next.Logging.Format, next.Logging.Level, next.Server.Expose = "console", "debug", false
+
+	put := config.AsRunning(&running, &next)
+	for _, c := range config.Diff(&running, put) {
+		assert.False(t, c.Restart, c.Path)
+	}
+	left := config.Diff(put, &next)
+	assert.NotEmpty(t, left)
+	for _, c := range left {
+		assert.True(t, c.Restart, c.Path)
+	}
+	assert.Equal(t, "debug", put.Logging.Level)
+	assert.Equal(t, 3, put.Server.Limits.Requests)
 }
