@@ -194,5 +194,5 @@ func TestAsRunning(t *testing.T) {
 		assert.True(t, c.Restart, c.Path)
 	}
 	assert.Equal(t, "debug", put.Logging.Level)
-	assert.Equal(t, 3, put.Server.Limits.Requests)
+	assert.EqualValues(t, 3, put.Server.Limits.Requests)
 }
