@@ -131,6 +131,9 @@ func (p *play) perform(c *net.TCPConn) (keep bool) {
 	}
 	for rest := wire; rest != ""; {
 		n := 1 + p.rng.IntN(len(rest))
+		if p.how == tooShort {
+			n = len(rest) // what comes later than that may come when the connection is in use again: nobody can tell
+		}
 		if _, err := c.Write([]byte(rest[:n])); err != nil {
 			return false
 		}
