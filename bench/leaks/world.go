@@ -179,8 +179,7 @@ func (w *world) start(ctx context.Context, r round) (*relay, error) {
 		}
 		if time.Now().After(deadline) {
 			_ = p.cmd.Process.Kill()
-			<-p.ended
-			return nil, fmt.Errorf("the relay did not start in time: %s", said.String())
+			return nil, fmt.Errorf("the relay did not start in time (%w): %s", <-p.ended, said.String())
 		}
 	}
 }
