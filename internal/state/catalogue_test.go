@@ -60,6 +60,7 @@ func testKilledWriters(t *testing.T) {
 			if got.Count == uint64(cmd.Process.Pid) || time.Since(began) > 10*time.Second {
 				break
 			}
+			time.Sleep(time.Millisecond)
 		}
 		time.Sleep(time.Duration(rng.IntN(20)) * time.Millisecond)
 		kill()

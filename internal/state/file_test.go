@@ -175,8 +175,8 @@ func limitFiles(t *testing.T, size uint64) (lift func()) {
 func testFullDisk(t *testing.T) {
 	d := newDir(t)
 	require.NoError(t, d.Save("pools", 1, something))
-	lift := limitFiles(t, 1<<20) // the test's own log must fit
-	err := d.Save("pools", 1, kept{Name: strings.Repeat("x", 2<<20)})
+	lift := limitFiles(t, 24<<20) // what the go command notes of the test must fit
+	err := d.Save("pools", 1, kept{Name: strings.Repeat("x", 30<<20)})
 	lift()
 	require.ErrorIs(t, err, syscall.EFBIG)
 	assert.ErrorContains(t, err, "state file "+at(d, "pools")+": ")
