@@ -161,7 +161,7 @@ func (r *running) bounded(l net.Listener) net.Listener {
 	files := openFiles()
 	if most := r.now.Load().cfg.Server.Limits.Connections; files/2 < uint64(most) {
 		total, _ := connectionBounds(r.now.Load().cfg.Server.Limits, files)
-		r.log.Info().Uint64("files", files).Int("connections", total).Msg("the limit of open files allows fewer connections than server.limits.connections")
+		r.log.Debug().Uint64("files", files).Int("connections", total).Msg("the limit of open files allows fewer connections than server.limits.connections")
 	}
 	return newCrowd(l, func() (total, perSource int) { return connectionBounds(r.now.Load().cfg.Server.Limits, files) })
 }
