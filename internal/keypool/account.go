@@ -1,7 +1,6 @@
 package keypool
 
 import (
-	"encoding/json"
 	"errors"
 	"math"
 	"slices"
@@ -46,25 +45,25 @@ const (
 )
 
 // accounted is how many keys an Account tells of: more than most pools have, and
-// few enough to be filled without an allocation.
+// few enough to be read.
 const accounted = 12
 
-// Account is how one choice of a key was made, for whoever wants to know. It is
-// plain data and marshals to JSON with its keys as a list.
+// Account is how one choice of a key was made, for whoever wants to know. One that is
+// filled again uses the room of its keys again, and allocates nothing.
 type Account struct {
-	Class      string                `json:"class"`
-	Strategy   string                `json:"strategy"`
-	Outcome    Outcome               `json:"outcome"`
-	Key        string                `json:"key,omitempty"`      // ID of the chosen one; "" = refused
-	HomeKey    string                `json:"home_key,omitempty"` // ID of the conversation's home; "" = it has none
-	Home       bool                  `json:"home"`               // the chosen key is the conversation's home
-	Probe      bool                  `json:"probe,omitempty"`    // the chosen key is dead, and the request tries it
-	WaitMS     int64                 `json:"wait_ms,omitempty"`  // how long it is to wait for the chosen key at most, or is told to come again after
-	WaitedMS   int64                 `json:"waited_ms"`          // since the request arrived
-	BudgetMS   int64                 `json:"budget_ms"`          // how much longer it may wait
-	Estimate   Estimate              `json:"estimate"`           // at the chosen key
-	Considered int                   `json:"considered"`         // keys of the pool; at most 12 of them are told of
-	Keys       [accounted]KeyAccount `json:"-"`                  // in configured order: the chosen one, and of many the nearest to being chosen; see Shown
+	Class      string       `json:"class"`
+	Strategy   string       `json:"strategy"`
+	Outcome    Outcome      `json:"outcome"`
+	Key        string       `json:"key,omitempty"`      // ID of the chosen one; "" = refused
+	HomeKey    string       `json:"home_key,omitempty"` // ID of the conversation's home; "" = it has none
+	Home       bool         `json:"home"`               // the chosen key is the conversation's home
+	Probe      bool         `json:"probe,omitempty"`    // the chosen key is dead, and the request tries it
+	WaitMS     int64        `json:"wait_ms,omitempty"`  // how long it is to wait for the chosen key at most, or is told to come again after
+	WaitedMS   int64        `json:"waited_ms"`          // since the request arrived
+	BudgetMS   int64        `json:"budget_ms"`          // how much longer it may wait
+	Estimate   Estimate     `json:"estimate"`           // at the chosen key
+	Considered int          `json:"considered"`         // keys of the pool
+	Keys       []KeyAccount `json:"keys"`               // in configured order, at most 12: the chosen one, and of many the nearest to being chosen. Of a pool so large that keys are drawn they are those that were, if one of them served
 }
 
 // Estimate is what a request is expected to cost, in tokens.
@@ -103,25 +102,6 @@ type KeyAccount struct {
 type Room struct {
 	Limit int `json:"limit"`
 	Level int `json:"level"`
-}
-
-// Shown are the keys that the account tells of: part of it, without a copy. Of a pool
-// so large that keys are drawn they are those that were, if one of them served.
-func (a *Account) Shown() []KeyAccount {
-	n := 0
-	for n < accounted && a.Keys[n].ID != "" {
-		n++
-	}
-	return a.Keys[:n]
-}
-
-// MarshalJSON implements json.Marshaler.
-func (a Account) MarshalJSON() ([]byte, error) {
-	type plain Account
-	return json.Marshal(struct {
-		plain
-		Keys []KeyAccount `json:"keys"`
-	}{plain(a), a.Shown()})
 }
 
 // Preview is what Acquire would decide now, and changes nothing: it takes nothing,
@@ -171,10 +151,13 @@ func (p *KeyPool) peekClass(name string, now time.Time) *class {
 // account fills the account of a choice. The caller holds mu for writing,
 // and has taken nothing for it yet.
 func (p *KeyPool) account(now time.Time, c *class, d *Demand, dec *decision, own *waiter, a *Account) {
-	*a = Account{Class: c.name, Strategy: p.selector.Name(), Outcome: OutcomeServed, WaitMS: ms(dec.wait),
+	if a.Keys == nil {
+		a.Keys = make([]KeyAccount, 0, min(accounted, len(c.slots)))
+	}
+	*a = Account{Keys: a.Keys[:0], Class: c.name, Strategy: p.selector.Name(), Outcome: OutcomeServed, WaitMS: ms(dec.wait),
 		WaitedMS: max(0, now.Sub(d.Arrived)).Milliseconds(), BudgetMS: max(0, p.budget(now, c, d)).Milliseconds(), Considered: len(c.slots)}
 	hits := !p.affinityOff && len(d.Prefix) > 0
-	if hits {
+	if hits && len(p.views) == 0 { // else they are filled
 		p.prefixes.fill(p.hits, d.Prefix, d.least, now)
 	}
 	home := p.homeOf(now, c, d)
@@ -195,7 +178,6 @@ func (p *KeyPool) account(now time.Time, c *class, d *Demand, dec *decision, own
 		a.Estimate.Input = int(float64(d.Bytes) * c.ratio)
 	}
 	a.Estimate.Output = int(c.predicted(d))
-	told := 0
 	drew := p.sampled && dec.err == nil && dec.wait == 0 && slices.Contains(p.drawn, dec.view.index)
 	for i, s := range c.slots {
 		if drew && !slices.Contains(p.drawn, i) {
@@ -205,10 +187,8 @@ func (p *KeyPool) account(now time.Time, c *class, d *Demand, dec *decision, own
 		if hits {
 			bytes = p.hits[s.key.scope]
 		}
-		var k KeyAccount
-		p.accountKey(&k, now, c, i, bytes, d, dec, own, home)
-		a.add(told, &k)
-		told++
+		p.accountKey(a.room(), now, c, i, bytes, d, dec, own, home)
+		a.shorten()
 	}
 }
 
@@ -226,23 +206,24 @@ func (a *Account) refuse(err error) {
 	}
 }
 
-// add puts a key in its place, or leaves out the least of those that do not fit.
-func (a *Account) add(i int, k *KeyAccount) {
-	if i < accounted {
-		a.Keys[i] = *k
+// room is where the next key goes.
+func (a *Account) room() *KeyAccount {
+	a.Keys = append(a.Keys, KeyAccount{})
+	return &a.Keys[len(a.Keys)-1]
+}
+
+// shorten leaves out the least of the keys, where they are too many.
+func (a *Account) shorten() {
+	if len(a.Keys) <= accounted {
 		return
 	}
-	least := k
-	at := -1
-	for j := range a.Keys {
-		if a.Keys[j].less(least) {
-			least, at = &a.Keys[j], j
+	least := len(a.Keys) - 1
+	for j := range a.Keys[:accounted] {
+		if a.Keys[j].less(&a.Keys[least]) {
+			least = j
 		}
 	}
-	if at >= 0 {
-		copy(a.Keys[at:], a.Keys[at+1:])
-		a.Keys[accounted-1] = *k
-	}
+	a.Keys = slices.Delete(a.Keys, least, least+1)
 }
 
 // less reports whether k was further from being chosen than o.
@@ -292,8 +273,11 @@ func (p *KeyPool) accountKey(k *KeyAccount, now time.Time, c *class, i, cachedBy
 		k.Why = WhyExcluded
 		return
 	}
-	var v view
-	p.view(&v, now, c, i, cachedBytes, d, own)
+	v := p.viewed(i)
+	if v == nil {
+		v = &view{}
+		p.view(v, now, c, i, cachedBytes, d, own)
+	}
 	k.Tokens, k.Cached, k.Headroom, k.WaitMS = int(v.cached+v.uncached), int(v.cached), v.headroom, ms(v.wait)
 	if !v.warm() {
 		requests, _ := s.buckets.ahead(d.Client, own)
@@ -305,12 +289,22 @@ func (p *KeyPool) accountKey(k *KeyAccount, now time.Time, c *class, i, cachedBy
 	case v.dead && v.wait > 0:
 		k.Why = WhyDead
 	case v.wait > 0:
-		k.Why = c.lacking(now, s, &v, d)
+		k.Why = c.lacking(now, s, v, d)
 	case v.oversized:
 		k.Why = WhyTooLarge
 	default:
-		k.Why = p.passedOver(c, i, &v, dec, home)
+		k.Why = p.passedOver(c, i, v, dec, home)
 	}
+}
+
+// viewed is what the choice saw of a key; nil if it did not look.
+func (p *KeyPool) viewed(i int) *view {
+	for j := range p.views {
+		if p.views[j].index == i {
+			return &p.views[j]
+		}
+	}
+	return nil
 }
 
 // lacking is what keeps a key from serving a request longest.

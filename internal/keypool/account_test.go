@@ -18,7 +18,7 @@ import (
 
 // whys are the reasons that an account gives, by key, in configured order.
 func whys(a *keypool.Account) (all []keypool.Why) {
-	for _, k := range a.Shown() {
+	for _, k := range a.Keys {
 		all = append(all, k.Why)
 	}
 	return all
@@ -221,12 +221,12 @@ func TestAccountsOfManyKeys(t *testing.T) {
 				lease := acquire(t, p, keypool.Demand{Class: opus, Bytes: 400, Account: &a})
 				assert.Equal(t, 40, a.Considered)
 				if strategy == keypool.StrategyLeastLoaded { // draws some, and looks at no others
-					assert.LessOrEqual(t, len(a.Shown()), 12)
+					assert.LessOrEqual(t, len(a.Keys), 12)
 				} else {
-					assert.Len(t, a.Shown(), 12)
+					assert.Len(t, a.Keys, 12)
 				}
 				chosen, before := 0, -1
-				for _, k := range a.Shown() {
+				for _, k := range a.Keys {
 					assert.NotEqual(t, keypool.WhyOff, k.Why)
 					assert.Greater(t, index(ids, k.ID), before, "configured order")
 					before = index(ids, k.ID)

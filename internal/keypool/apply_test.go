@@ -267,7 +267,7 @@ func TestHomesSurviveAndThoseOfRemovedKeysAreForgotten(t *testing.T) {
 			if was == ids[0] {
 				assert.Empty(t, a.HomeKey)
 				assert.Zero(t, a.Estimate.Cached)
-				for _, k := range a.Shown() {
+				for _, k := range a.Keys {
 					assert.Zero(t, k.Cached, "at %s", k.ID)
 				}
 				continue
@@ -276,7 +276,7 @@ func TestHomesSurviveAndThoseOfRemovedKeysAreForgotten(t *testing.T) {
 			assert.True(t, a.Home)
 			assert.Positive(t, a.Estimate.Cached)
 		}
-		for _, k := range ptr(p.Preview(time.Now(), talk(9, 84_000))).Shown() {
+		for _, k := range ptr(p.Preview(time.Now(), talk(9, 84_000))).Keys {
 			assert.Zero(t, k.Cached, "at %s", k.ID)
 		}
 		s := snapshotOf(t, p)

@@ -58,6 +58,7 @@ type decision struct {
 // less than its cache saves, else the selector's pick among the keys that can
 // serve now, else the key that can serve first. The caller holds mu for writing.
 func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decision {
+	p.views = p.views[:0]
 	home, warm := p.homeOf(now, c, d), false
 	var at view
 	if home >= 0 {
@@ -124,7 +125,6 @@ func (p *KeyPool) homeOf(now time.Time, c *class, d *Demand) int {
 // priority, it views the home and a few that are drawn in proportion to their
 // limits, unless none of those is free.
 func (p *KeyPool) look(now time.Time, c *class, d *Demand, own *waiter, home int) {
-	p.views = p.views[:0]
 	hits := !p.affinityOff && len(d.Prefix) > 0
 	if hits {
 		p.prefixes.fill(p.hits, d.Prefix, d.least, now)

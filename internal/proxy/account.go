@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"slices"
 	"strconv"
 	"sync"
 	"time"
@@ -183,6 +184,7 @@ func (a *Account) clone() Account {
 	for i, s := range a.Steps {
 		if s.Choice != nil {
 			choice := *s.Choice
+			choice.Keys = slices.Clone(choice.Keys)
 			s.Choice = &choice
 		}
 		c.Steps[i] = s

@@ -292,6 +292,9 @@ func (x *exchange) printable(s string) string {
 // legible is s without what moves a terminal or ends a line: encoders escape only what
 // JSON demands, which leaves out C1 controls, DEL and the separators of Unicode.
 func legible(s string) string {
+	if !strings.ContainsFunc(s, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return s
+	}
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

@@ -190,7 +190,7 @@ func TestAnAccountOfARequest(t *testing.T) {
 		require.NotNil(t, s.Choice)
 		assert.Equal(t, s.Key, s.Choice.Key)
 		assert.Equal(t, 2, s.Choice.Considered)
-		assert.Len(t, s.Choice.Shown(), 2)
+		assert.Len(t, s.Choice.Keys, 2)
 	}
 	assert.NotEqual(t, acc.Steps[0].Key, acc.Steps[1].Key)
 	text, err := json.Marshal(acc)
