@@ -1,5 +1,5 @@
-# cc-relay. `make` lists the targets; CI runs `make test`, `make check`, `make rules` and
-# `make e2e`.
+# cc-relay. `make` lists the targets; CI runs `make test`, `make check`, `make fuzz-ci`,
+# `make rules` and `make e2e`.
 
 # The newest Go of go.mod's toolchain line is fetched, even where go.env says
 # local. To build with another: make GOTOOLCHAIN=go1.26.8 test
@@ -14,6 +14,7 @@ TOOL := go tool -modfile='$(CURDIR)/tools/go.mod'
 # Nested modules that hold code of ours: `./...` does not reach them.
 NESTED := $(patsubst %/go.mod,%,$(wildcard e2e/go.mod bench/go.mod))
 FUZZTIME ?= 60s
+FUZZJOBS ?= 2
 BENCHCOUNT ?= 1
 CUTS ?= 100000
 SEED ?= 1
@@ -99,15 +100,15 @@ cuts: ## CUTS=100000 answers cut at random places: none looks complete; SEED=0 i
 # Package and name of every fuzz target, one a line.
 FUZZ_TARGETS = grep -rEo --include='*_test.go' '^func Fuzz[A-Za-z0-9_]+' ./bench ./cmd ./internal | sed -E 's|/[^/]*:func | |' | sort
 
-fuzz: ## every fuzz target for FUZZTIME=60s, two at a time
-	@$(FUZZ_TARGETS) | xargs -P 2 -L 1 $(SHELL) -c ' \
+fuzz: ## every fuzz target for FUZZTIME=60s, FUZZJOBS=2 at a time
+	@$(FUZZ_TARGETS) | xargs -P $(FUZZJOBS) -L 1 $(SHELL) -c ' \
 		out=$$(go test -run="^$$" -fuzz="^$$2$$" -fuzztime=$(FUZZTIME) -parallel=1 "$$1" 2>&1) && rc=0 || rc=$$?; \
 		printf "%s %s: %s\n" "$$1" "$$2" "$$(tail -n 1 <<<"$$out")"; \
 		[ $$rc = 0 ] || printf "%s\n" "$$out"; \
 		exit $$rc' fuzz
 
-fuzz-ci: ## the same for 5s each, from the kept corpus: two to three minutes
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=5s
+fuzz-ci: ## the same for 10s each, from the kept corpus: two minutes
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=10s FUZZJOBS=4
 
 e2e: ## real clients against the built relay
 	cd e2e && go test ./... -count=1
