@@ -7,6 +7,7 @@ import "testing"
 
 func TestSecurity(t *testing.T) {
 	t.Run("S01", TestSecurity_S01_S04_WithoutATrustedTokenThereIsNoAdmin)
+	t.Run("S02", TestSecurity_S02_TokensAreKeptAsKeyedHashes)
 	t.Run("S03", TestSecurity_S03_S06_EachRouteWithEachCredential)
 	t.Run("S04", TestSecurity_S01_S04_WithoutATrustedTokenThereIsNoAdmin)
 	t.Run("S05", TestSecurity_S05_FailuresAreThrottledBySource)

@@ -16,3 +16,6 @@ func Routes() []RouteInfo {
 
 // MaxListeners bounds event streams.
 const MaxListeners = maxListeners
+
+// KeptTokens is all that h keeps of the tokens: how they are kept cannot be seen outside.
+func (h *Handler) KeptTokens() any { return *h.tokens.Load() }

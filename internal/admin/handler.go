@@ -3,6 +3,7 @@ package admin
 import (
 	"context"
 	"crypto/rand"
+	"crypto/sha256"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -94,6 +95,7 @@ type Handler struct {
 	cfg      Config
 	relay    Relay
 	tokens   atomic.Pointer[tokens]
+	tokenKey [sha256.Size]byte // random; the same for all tokens, so that a reload sees whether they changed
 	hosts    atomic.Pointer[[]string]
 	throttle *throttle
 	cross    *http.CrossOriginProtection
@@ -112,6 +114,7 @@ func New(cfg Config) (*Handler, error) {
 	h := &Handler{
 		cfg: cfg, relay: cfg.Relay, throttle: newThrottle(), cross: http.NewCrossOriginProtection(),
 	}
+	_, _ = rand.Read(h.tokenKey[:]) // never fails
 	h.hub = newHub(h.look, h.encode)
 	h.SetAllowedHosts(cfg.AllowedHosts)
 	if err := h.ReadTokens(); err != nil {
@@ -130,7 +133,7 @@ func (h *Handler) SetAllowedHosts(hosts []string) {
 // anew. Where the tokens are others than before, event streams end. After an error
 // nobody is let in until it succeeds.
 func (h *Handler) ReadTokens() error {
-	next, err := loadTokens(h.cfg.Dir)
+	next, err := loadTokens(h.cfg.Dir, h.tokenKey)
 	if old := h.tokens.Swap(next); old != nil && (next == nil || *old != *next) {
 		h.hub.drop()
 	}

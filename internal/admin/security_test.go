@@ -2,6 +2,7 @@ package admin_test
 
 import (
 	"context"
+	"crypto/sha256"
 	"encoding/base64"
 	"fmt"
 	"net"
@@ -9,6 +10,7 @@ import (
 	"net/http/httptest"
 	"net/url"
 	"os"
+	"reflect"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -94,6 +96,48 @@ func TestSecurity_S03_S06_EachRouteWithEachCredential(t *testing.T) {
 		assert.Equal(t, r.Access == "actor" && r.Method == "POST", r.Action != "", "%s %s", r.Method, r.Path)
 	}
 	assert.Equal(t, 1, open)
+}
+
+func TestSecurity_S02_TokensAreKeptAsKeyedHashes(t *testing.T) {
+	w := newWorld(t)
+	again, err := admin.New(admin.Config{Dir: w.dir, Relay: w.parts()})
+	require.NoError(t, err)
+	t.Cleanup(again.Close)
+	kept, elsewhere := reflect.ValueOf(w.KeptTokens()), reflect.ValueOf(again.KeptTokens())
+	hash := reflect.TypeFor[[sha256.Size]byte]()
+	for i := range kept.NumField() {
+		name := kept.Type().Field(i).Name
+		require.Equal(t, hash, kept.Field(i).Type(), "%s is no whole hash", name)
+		assert.False(t, kept.Field(i).Equal(elsewhere.Field(i)), "%s has no key of its own", name)
+	}
+}
+
+// Tokens are told apart by all that is in them.
+func TestSecurity_S02_EqualPrefixes(t *testing.T) {
+	w := newWorld(t)
+	prefix := strings.Repeat("ab", 31)
+	tokens := map[string]string{"admin.token": prefix + "ab", "viewer.token": prefix + "ac"}
+	for name, token := range tokens {
+		require.NoError(t, os.WriteFile(w.path(name), []byte(token), 0o600))
+	}
+	require.NoError(t, w.ReadTokens())
+	n := 0
+	code := func(token string) int {
+		n++
+		return w.send(from(fmt.Sprintf("10.2.0.%d", n), request("POST", "/api/v1/reload", token, ""))).Code // no throttle
+	}
+	for name, token := range tokens {
+		want := map[string]int{"admin.token": http.StatusOK, "viewer.token": http.StatusForbidden}[name]
+		assert.Equal(t, want, code(token), name)
+		for i := range token {
+			other := token[:i] + "f" + token[i+1:]
+			assert.Equal(t, http.StatusUnauthorized, code(other), "%s with another digit %d", name, i)
+		}
+		hash := fmt.Sprintf("%x", sha256.Sum256([]byte(token)))
+		for _, other := range []string{prefix, token[:16], token + "0", strings.ToUpper(token), hash} {
+			assert.Equal(t, http.StatusUnauthorized, code(other), "%s: %s", name, other)
+		}
+	}
 }
 
 func TestSecurity_S03_WhatIsNotInTheTable(t *testing.T) {

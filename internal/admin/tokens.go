@@ -22,13 +22,14 @@ const (
 	tokenViewer = "viewer"
 )
 
-// tokens are the hashes of the two tokens: the tokens themselves are in their files
-// alone.
+// tokens are the keyed hashes of the two tokens: the tokens themselves are in their
+// files alone.
 type tokens struct {
+	key           [sha256.Size]byte // random, of this handler
 	admin, viewer [sha256.Size]byte
 }
 
-func loadTokens(dir *state.Dir) (*tokens, error) {
+func loadTokens(dir *state.Dir, key [sha256.Size]byte) (*tokens, error) {
 	admin, _, err := dir.Token(adminToken)
 	if err != nil {
 		return nil, err
@@ -37,7 +38,16 @@ func loadTokens(dir *state.Dir) (*tokens, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &tokens{admin: sha256.Sum256([]byte(admin)), viewer: sha256.Sum256([]byte(viewer))}, nil
+	t := &tokens{key: key}
+	t.admin, t.viewer = t.keyed(admin), t.keyed(viewer)
+	return t, nil
+}
+
+// keyed is the hash that a token is kept and compared by. A key before a message of
+// fixed length needs no HMAC.
+func (t *tokens) keyed(token string) [sha256.Size]byte {
+	hash := sha256.Sum256([]byte(token))
+	return sha256.Sum256(append(t.key[:], hash[:]...))
 }
 
 // whose returns tokenAdmin, tokenViewer, or "" for a token that is neither. It
@@ -46,7 +56,7 @@ func (t *tokens) whose(presented string) string {
 	if t == nil {
 		return ""
 	}
-	hash := sha256.Sum256([]byte(presented))
+	hash := t.keyed(presented)
 	admin := subtle.ConstantTimeCompare(hash[:], t.admin[:])
 	viewer := subtle.ConstantTimeCompare(hash[:], t.viewer[:])
 	switch {

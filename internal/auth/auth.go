@@ -3,6 +3,7 @@
 package auth
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -33,7 +34,8 @@ var (
 
 // Clients is the set of configured clients. It is immutable and safe for concurrent use.
 type Clients struct {
-	byHash map[[sha256.Size]byte]string
+	key    [sha256.Size]byte            // random, of this set alone
+	byHash map[[sha256.Size]byte]string // names by the keyed hash
 }
 
 // NewClients indexes the clients by the hash of their token. An empty list is
@@ -41,17 +43,29 @@ type Clients struct {
 // loopback only.
 func NewClients(cfg []ClientConfig) (*Clients, error) {
 	c := &Clients{byHash: make(map[[sha256.Size]byte]string, len(cfg))}
+	_, _ = rand.Read(c.key[:]) // never fails
 	for _, cc := range cfg {
 		hash, err := cc.hash()
 		if err != nil {
 			return nil, fmt.Errorf("client %q: %w", cc.Name, err)
 		}
+		hash = c.keyed(hash)
 		if other, dup := c.byHash[hash]; dup {
 			return nil, fmt.Errorf("clients %q and %q have the same token", other, cc.Name)
 		}
 		c.byHash[hash] = cc.Name
 	}
 	return c, nil
+}
+
+// keyed is what a token with this SHA-256 is kept and looked up by. Nobody outside can
+// choose or foresee it, so what a look-up compares, and how long that takes, tells
+// nothing of a token. A key before a message of fixed length needs no HMAC.
+func (c *Clients) keyed(hash [sha256.Size]byte) [sha256.Size]byte {
+	var both [2 * sha256.Size]byte
+	copy(both[:], c.key[:])
+	copy(both[sha256.Size:], hash[:])
+	return sha256.Sum256(both[:])
 }
 
 func (cc ClientConfig) hash() (sum [sha256.Size]byte, err error) {
@@ -78,8 +92,8 @@ func (cc ClientConfig) hash() (sum [sha256.Size]byte, err error) {
 // other one is. Two different clients, or a repeated header, give ErrAmbiguous.
 // Without configured clients the name is empty and every request is accepted.
 //
-// Tokens are looked up by their full SHA-256, and each candidate is hashed
-// whether or not another one has matched, so the time tells nothing of a token.
+// Tokens are looked up by a keyed hash of their full SHA-256, and each candidate is
+// hashed whether or not another one has matched, so the time tells nothing of a token.
 func (c *Clients) Identify(h http.Header) (name string, err error) {
 	if len(c.byHash) == 0 {
 		return "", nil
@@ -94,7 +108,7 @@ func (c *Clients) Identify(h http.Header) (name string, err error) {
 			continue
 		}
 		sent++
-		hash := sha256.Sum256([]byte(value))
+		hash := c.keyed(sha256.Sum256([]byte(value)))
 		if client, ok := c.byHash[hash]; ok && (found == 0 || client != name) {
 			name = client
 			found++
