@@ -1,4 +1,5 @@
-// Package internal_test guards who may import whom; there is no package internal.
+// Package internal_test guards who may import whom, and what the program is built with
+// and of; there is no package internal.
 package internal_test
 
 import (
