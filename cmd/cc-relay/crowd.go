@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"crypto/tls"
+	"errors"
 	"net"
 	"net/netip"
 	"sync"
@@ -23,6 +24,16 @@ const (
 // sendBuffer is how much the kernel holds for a client that does not read, of which
 // it makes twice as much: a thousand of them at its own most would take gigabytes.
 const sendBuffer = 128 << 10
+
+// unread is how many bytes a client may send while one write to it waits. Of bodies no
+// more than http2Bounds has room for comes meanwhile, as the client does not read that
+// there is more; the rest is for the heads of requests, and for what TLS adds. net/http
+// bounds the answers that it queues, but SETTINGS that wait for theirs share one: a
+// client that reads none of them would be heard until WriteByteTimeout, for as much CPU
+// time as it has frames to send.
+const unread = 4 * connectionBuffer
+
+var errUnread = errors.New("the client sends and does not read")
 
 // crowd counts the connections of a listener, in all and by source.
 type crowd struct {
@@ -107,6 +118,28 @@ type seated struct {
 	from   netip.Prefix
 	beyond bool
 	closed atomic.Bool
+
+	writing atomic.Bool  // a write is under way
+	heard   atomic.Int64 // bytes read since it began
+}
+
+// Read ends the connection of a client that sends more than unread bytes while a write
+// to it waits.
+func (s *seated) Read(p []byte) (int, error) {
+	n, err := s.Conn.Read(p)
+	if s.writing.Load() && s.heard.Add(int64(n)) > unread {
+		_ = s.Close()
+		return n, errUnread
+	}
+	return n, err
+}
+
+// Write is called by one goroutine at a time.
+func (s *seated) Write(p []byte) (int, error) {
+	s.heard.Store(0)
+	s.writing.Store(true)
+	defer s.writing.Store(false)
+	return s.Conn.Write(p)
 }
 
 func (s *seated) Close() error {

@@ -11,6 +11,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/stretchr/testify/assert"
@@ -97,6 +98,51 @@ func TestCrowd(t *testing.T) {
 	require.True(t, ok)
 	assert.True(t, s.beyond)
 	assert.Equal(t, 5, c.total.within)
+}
+
+func TestAClientThatSendsAndDoesNotRead(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		c := newCrowd(nil, func() (total, perSource int) { return 1, 1 })
+		here, there := net.Pipe()
+		s, ok := c.enter(told{here, "10.0.0.1:1"})
+		require.True(t, ok)
+		ended := make(chan error, 1)
+		go func() {
+			_, err := io.Copy(io.Discard, struct{ io.Reader }{s})
+			ended <- err
+		}()
+		sends := func(bytes int) error {
+			_, err := there.Write(make([]byte, bytes))
+			synctest.Wait() // until it is counted
+			return err
+		}
+		wrote := make(chan error, 1)
+		writes := func() {
+			go func() {
+				_, err := s.Write([]byte("answer"))
+				wrote <- err
+			}()
+			synctest.Wait()
+		}
+
+		require.NoError(t, sends(3*unread), "no write waits")
+		for range 3 { // each write counts anew
+			writes()
+			require.NoError(t, sends(unread))
+			_, err := io.ReadFull(there, make([]byte, len("answer")))
+			require.NoError(t, err)
+			require.NoError(t, <-wrote)
+		}
+		require.NoError(t, sends(3*unread), "no write waits any more")
+		assert.Equal(t, 1, c.total.within)
+
+		writes()
+		require.NoError(t, sends(unread))
+		assert.Error(t, sends(64<<10))
+		assert.ErrorIs(t, <-ended, errUnread)
+		assert.ErrorIs(t, <-wrote, io.ErrClosedPipe)
+		assert.Zero(t, c.total.within)
+	})
 }
 
 // C26: more connections than may be. Running streams go on, probes are answered, a

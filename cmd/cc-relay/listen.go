@@ -92,6 +92,9 @@ func removeStale(path string) error {
 	return os.Remove(path)
 }
 
+// connectionBuffer is how much of bodies an HTTP/2 connection may have in memory.
+const connectionBuffer = 1 << 20
+
 // http2Bounds are the limits of an HTTP/2 connection: how many requests may be open
 // in it, and how much of their bodies may be in memory before a handler reads it. One
 // request takes 64 KiB, all of a connection 1 MiB.
@@ -99,7 +102,7 @@ func http2Bounds(streams int) *http.HTTP2Config {
 	return &http.HTTP2Config{
 		MaxConcurrentStreams:          streams,
 		MaxReceiveBufferPerStream:     64 << 10,
-		MaxReceiveBufferPerConnection: 1 << 20,
+		MaxReceiveBufferPerConnection: connectionBuffer,
 		SendPingTimeout:               time.Minute, // finds peers that are gone while their requests wait
 		WriteByteTimeout:              time.Minute,
 	}
