@@ -33,7 +33,7 @@ var rows = []row{
 	{"C19", "Connection that names our headers", ""},
 	{"C20", "forged forwarding headers", ""},
 	{"C21", "methods and targets that are no request of the API", ""},
-	{"C22", "HTTP/2 floods and stuck windows", "answers to SETTINGS that nobody reads are not bounded by a test, nor is the CPU time of others"},
+	{"C22", "HTTP/2 floods and stuck windows", ""},
 	{"C23", "the same request sent again", ""},
 	{"C24", "idempotency key of the client", ""},
 	{"C25", "paths that pretend to be others", ""},
