@@ -6,7 +6,6 @@
 //
 //	go run ./bench/leaks                     # from the repository's root; 1,000,000 requests
 //	go run ./bench/leaks -n 10000            # what the tests do
-//	go run ./bench/leaks -write docs/leaks.md
 //
 // A secret is a provider's key, a client's token or an extra header's value; it belongs in
 // a request to a provider. A prompt belongs there, too, and in the answer to the client
@@ -46,7 +45,6 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	flags.SetOutput(stderr)
 	n := flags.Int("n", 1_000_000, "how many requests to send")
 	seed := flags.Uint64("seed", 1, "of what is sent and answered")
-	page := flags.String("write", "", "also write the result as a page to this file")
 	binary := flags.String("relay", "", "a built cc-relay; empty: build the one of this tree")
 	if err := flags.Parse(args); err != nil {
 		return err
@@ -67,18 +65,9 @@ func run(ctx context.Context, args []string, stdout, stderr io.Writer) error {
 	if err != nil {
 		return err
 	}
-	text := got.String() + fmt.Sprintf("\nTime: %v, seed %d.\n", time.Since(began).Round(time.Second), *seed)
-	fmt.Fprint(stdout, text)
-	if *page != "" {
-		if err := os.WriteFile(*page, []byte(preface+text), 0o644); err != nil {
-			return err
-		}
-	}
+	fmt.Fprintf(stdout, "%s\nTime: %v, seed %d.\n", got, time.Since(began).Round(time.Second), *seed)
 	return got.check()
 }
-
-const preface = "# Secrets and prompts in outputs\n\n" +
-	"Written by `make leaks`; what is sent and looked at is described in bench/leaks.\n\n"
 
 // levels and formats of logs; a round has one of each.
 var (

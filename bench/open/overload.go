@@ -24,6 +24,7 @@ type result struct {
 	began  time.Time
 	took   time.Duration
 	status int // 0: no answer
+	failed error
 	honest bool
 }
 
@@ -53,7 +54,9 @@ func measureOverload(l *lab, o options) (bool, error) {
 				dishonest++
 			}
 		default:
-			odd++
+			if odd++; odd <= 3 {
+				fmt.Printf("  status %d, %v, %v after the start\n", r.status, r.failed, r.began.Sub(over[0].began).Round(time.Millisecond))
+			}
 		}
 	}
 	recovered := ended
@@ -105,10 +108,12 @@ func (c *caller) call() result {
 	req.Header.Set("Anthropic-Version", "2023-06-01")
 	resp, err := c.client.Do(req)
 	if err != nil {
+		r.failed = err
 		return r
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if _, err := io.Copy(io.Discard, resp.Body); err != nil {
+		r.failed = err
 		return r
 	}
 	r.took, r.status = time.Since(r.began), resp.StatusCode
