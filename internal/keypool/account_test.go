@@ -205,6 +205,30 @@ func index(ids []string, id string) int {
 
 func otherThan(ids []string, id string) string { return ids[1-index(ids, id)] }
 
+// A warm home is chosen without drawing any: its account is not about those that were
+// drawn for the request before.
+func TestAccountsOfAHomeAmongManyKeys(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys, _ := keysOf(20, plenty, plenty, plenty)
+		p := newPool(t, "", keys...)
+		home := turn(t, p, talk(1, 80_000))
+		for range 200 { // in about 40 of them the home is drawn
+			acquire(t, p, of1000Class()).Settle(keypool.Usage{})
+			a := p.Preview(time.Now(), talk(1, 84_000))
+			require.True(t, a.Home)
+			require.Equal(t, home, a.Key)
+			require.Len(t, a.Keys, 12, "of all 20 keys, not of the at most 5 that were drawn")
+			for _, k := range a.Keys {
+				want := keypool.WhyNotHome
+				if k.ID == home {
+					want = keypool.WhyChosen
+				}
+				require.Equal(t, want, k.Why)
+			}
+		}
+	})
+}
+
 // Of many keys the account tells of the chosen one and those that came nearest to it.
 func TestAccountsOfManyKeys(t *testing.T) {
 	for _, strategy := range keypool.Strategies() {

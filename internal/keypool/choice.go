@@ -58,7 +58,7 @@ type decision struct {
 // less than its cache saves, else the selector's pick among the keys that can
 // serve now, else the key that can serve first. The caller holds mu for writing.
 func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decision {
-	p.views = p.views[:0]
+	p.views, p.drawn = p.views[:0], p.drawn[:0]
 	home, warm := p.homeOf(now, c, d), false
 	var at view
 	if home >= 0 {
@@ -163,7 +163,6 @@ func (p *KeyPool) see(now time.Time, c *class, i int, d *Demand, own *waiter, hi
 
 // sample draws the keys to look at: the home, and a few others.
 func (p *KeyPool) sample(now time.Time, c *class, home int) {
-	p.drawn = p.drawn[:0]
 	if home >= 0 {
 		p.drawn = append(p.drawn, home)
 	}
@@ -206,6 +205,9 @@ func (p *KeyPool) view(v *view, now time.Time, c *class, i, cachedBytes int, d *
 	s := c.slots[i]
 	b := s.buckets
 	*v = view{index: i, wait: s.barred(now), dead: s.dead() != ""}
+	if v.dead && s.key.dead.reason == ReasonSpent && c.free() {
+		v.wait = max(v.wait, longPause) // it would be served and show nothing, and use up the probe
+	}
 	levels := &p.levels
 	b.limiter.ReadBuckets(now, levels)
 	requests, input, output := &levels.Requests, &levels.Input, &levels.Output

@@ -22,6 +22,9 @@ const (
 // its model "models" and be bound by no limit.
 var reserved = []string{ClassAny, ClassCountTokens, ClassModels}
 
+// free reports whether requests of the class cost no money.
+func (c *class) free() bool { return c.name == ClassCountTokens || c.name == ClassModels }
+
 // maxClassName bounds the model names that become classes of their own; longer
 // ones, and those of a reserved name, share classOther.
 const (

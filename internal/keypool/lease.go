@@ -198,24 +198,28 @@ func (l Lease) ProducedAt(now time.Time, n int) {
 // retryAfter on a second refusal within 10 s. Otherwise it cools for retryAfter,
 // or, where none is named, for 1 s, doubling to 60 s until an answer succeeds;
 // never for more than 1 h. Until one does, only one request at a time tries.
-func (l Lease) Limited(retryAfter time.Duration) { l.LimitedAt(time.Now(), retryAfter) }
+// It returns how long the class cools; 0: it does not.
+func (l Lease) Limited(retryAfter time.Duration) time.Duration {
+	return l.LimitedAt(time.Now(), retryAfter)
+}
 
 // LimitedAt is Limited at a given time.
-func (l Lease) LimitedAt(now time.Time, retryAfter time.Duration) {
+func (l Lease) LimitedAt(now time.Time, retryAfter time.Duration) time.Duration {
 	if l.pool == nil {
-		return
+		return 0
 	}
 	p := l.pool
 	p.mu.Lock()
 	h := l.hold
 	if h.generation != l.generation || h.oversized {
 		p.mu.Unlock()
-		return
+		return 0
 	}
 	cooling := h.slot.buckets.limited(now, h.seq, float64(h.held.Input), h.covered(inputLimit), retryAfter)
 	class := h.class.name
 	p.mu.Unlock()
 	p.logCooling(l.key.id, class, cooling)
+	return cooling
 }
 
 func (h *hold) covered(kind int) bool { return h.slot.buckets.covered(kind, h.seq) }
@@ -319,7 +323,9 @@ func (l Lease) SucceededAt(now time.Time) {
 	l.pool.mu.Lock()
 	back := false
 	if h := l.hold; h.generation == l.generation {
-		back = l.key.dead.forgive(h.at)
+		if l.key.dead.reason != ReasonSpent || !h.class.free() { // else it proves nothing
+			back = l.key.dead.forgive(h.at)
+		}
 		back = h.slot.blocked.forgive(h.at) || back
 		l.key.cool.forgive(now)
 		h.slot.buckets.cool.forgive(now)

@@ -150,6 +150,40 @@ func TestOnlyAProbeForgives(t *testing.T) {
 	})
 }
 
+// What costs nothing is served also where nothing is left to spend: it neither tries a
+// spent key nor shows that it is one no more.
+func TestFreeCallsDoNotTryASpentKey(t *testing.T) {
+	free := []string{keypool.ClassCountTokens, keypool.ClassModels}
+	synctest.Test(t, func(t *testing.T) {
+		k := keyOf(0, plenty, plenty, plenty)
+		p := newPool(t, "", k)
+		p.MarkKeyDead(k.ID(), keypool.ReasonSpent)
+		time.Sleep(time.Hour)
+		for _, class := range free {
+			assert.Equal(t, keypool.ReasonSpent, refused(t, p, keypool.Demand{Class: class}).Reason)
+			assert.Equal(t, keypool.OutcomeRefused, p.Preview(time.Now(), keypool.Demand{Class: class}).Outcome)
+		}
+		acquire(t, p, keypool.Demand{Class: opus}).Succeeded() // the try was still to be had
+		for _, class := range free {
+			acquire(t, p, keypool.Demand{Class: class})
+		}
+	})
+	for _, class := range free {
+		t.Run("a refused key that turns out to be spent, "+class, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, plenty, plenty, plenty)
+				p := newPool(t, "", k)
+				p.MarkKeyDead(k.ID(), keypool.ReasonUnauthorized)
+				time.Sleep(5 * time.Minute)
+				probe := acquire(t, p, keypool.Demand{Class: class}) // a refused credential it may try
+				p.MarkKeyDead(k.ID(), keypool.ReasonSpent)
+				probe.Succeeded()
+				assert.Equal(t, time.Hour, untilProbe(t, p, opus))
+			})
+		})
+	}
+}
+
 func TestMarkKeyForbidden(t *testing.T) {
 	type step func(p *keypool.KeyPool, id string)
 	meets := func(client string) step {

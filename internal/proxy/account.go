@@ -98,9 +98,14 @@ type accounts struct {
 }
 
 // choices are accounts of choices to fill: what the ring forgets is used again.
-var choices = sync.Pool{New: func() any { return new(keypool.Account) }}
+var choices = sync.Pool{New: func() any { return &keypool.Account{Keys: []keypool.KeyAccount{}} }}
 
-func takeAccount() *keypool.Account { return choices.Get().(*keypool.Account) }
+// takeAccount returns an empty one: who leaves before the choice leaves it so.
+func takeAccount() *keypool.Account {
+	c := choices.Get().(*keypool.Account)
+	*c = keypool.Account{Keys: c.Keys[:0]}
+	return c
+}
 
 func giveBack(c *keypool.Account) {
 	if c != nil {
@@ -258,5 +263,6 @@ func tokensOf(u messages.Usage) Tokens {
 	return Tokens{Input: u.Input, CacheWrite: u.CacheWrite, CacheRead: u.CacheRead, Output: u.Output}
 }
 
-// Scrub takes the known secrets of the configuration in force out of a text.
-func (h *Handler) Scrub(text string) string { return h.live.Load().scrub.clean(text) }
+// Scrub takes the known secrets out of a text: of the configuration in force and of those
+// before it.
+func (h *Handler) Scrub(text string) string { return h.scrub.Load().clean(text) }

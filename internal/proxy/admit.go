@@ -21,10 +21,10 @@ const (
 // room counts something that there is only so much of. It is safe for concurrent use.
 type room struct{ taken atomic.Int64 }
 
-// take takes n of most, or nothing. What is larger than most alone is let in where
-// it is alone: else it would be told for ever to come again.
-func (r *room) take(n, most int64) bool {
-	if now := r.taken.Add(n); now > most && now != n {
+// take takes n of most, or nothing, for who has taken own already. What is larger than
+// most alone is let in where it is alone: else it would be told for ever to come again.
+func (r *room) take(n, own, most int64) bool {
+	if now := r.taken.Add(n); now > most && now != n+own {
 		r.taken.Add(-n)
 		return false
 	}
@@ -45,7 +45,7 @@ func Crowded(ctx context.Context) context.Context {
 
 // admit takes a place among the requests at work, which leave gives back.
 func (h *Handler) admit(w http.ResponseWriter, x *exchange) bool {
-	if !h.work.take(1, x.live.Config.Requests) {
+	if !h.work.take(1, 0, x.live.Config.Requests) {
 		x.shed(w, shedRequests, "the relay has as many requests at work as it is allowed")
 		return false
 	}

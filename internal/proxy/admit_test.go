@@ -208,6 +208,59 @@ func TestBodiesInMemory(t *testing.T) {
 	})
 }
 
+// A body that does not say how long it is counts once, in however many pieces it comes:
+// alone it may take all there is, and more, and beside another what is left.
+func TestChunkedBodiesCountOnce(t *testing.T) {
+	const most = 1 << 20
+	for name, tt := range map[string]struct {
+		size   int
+		beside int // bytes of a body that is in memory
+		status int
+	}{
+		"more than half, alone":     {most * 3 / 4, 0, 200},
+		"more than all, alone":      {2 * most, 0, 200},
+		"what is left":              {most / 2, most / 4, 200},
+		"more than half, and fits":  {most * 5 / 8, most / 4, 200},
+		"more than what is left":    {most, most / 4, 529},
+		"more than all, not alone":  {2 * most, 1000, 529},
+		"not more than a beginning": {1000, most - 1000, 529},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				r, a := bounded(t, proxy.Config{BodiesBytes: most}, replies(time.Minute))
+				padded := func(size int) string { return ask(opus, false) + strings.Repeat(" ", size-len(ask(opus, false))) }
+				var wg sync.WaitGroup
+				if tt.beside > 0 {
+					wg.Go(func() { requireServed(t, r.send(call{body: padded(tt.beside)}), false) })
+					time.Sleep(time.Second)
+				}
+				a.fares(replies(0))
+				body := padded(tt.size)
+				sent, pieces := io.Pipe()
+				go func() {
+					defer func() { _ = pieces.Close() }()
+					for at := 0; at < len(body); at += 100_000 {
+						if _, err := io.WriteString(pieces, body[at:min(at+100_000, len(body))]); err != nil {
+							return // it is refused
+						}
+						time.Sleep(time.Second)
+					}
+				}()
+				req := r.request(call{body: body})
+				req.Body, req.ContentLength = sent, -1
+				resp, err := r.client.RoundTrip(req)
+				require.NoError(t, err)
+				got := readReply(resp)
+				require.Equal(t, tt.status, got.status, got.body)
+				wg.Wait()
+				if tt.status == 200 {
+					assert.Equal(t, body, a.got()[len(a.got())-1].body)
+				}
+			})
+		})
+	}
+}
+
 // C07: a body that trickles is told so in time, whether it falls below the rate at
 // once, later, or only takes too long in all. No key is taken meanwhile.
 func testTrickledBodies(t *testing.T) {

@@ -1,6 +1,7 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io"
@@ -38,9 +39,10 @@ type answer struct {
 	verdict verdict
 	large   bool // the prompt is larger than any key's limit
 
-	resp   *http.Response // nil where none came
-	status int            // the answer's, or that of the error its body carries
-	body   []byte         // of an error or a JSON answer; of a stream only an error event's data
+	resp    *http.Response // nil where none came
+	cooling time.Duration  // of the key, after a 429
+	status  int            // the answer's, or that of the error its body carries
+	body    []byte         // of an error or a JSON answer; of a stream only an error event's data
 
 	frames  *messages.Frames // of a stream
 	readErr error            // what ended reading, with frames still to be passed on
@@ -283,7 +285,7 @@ func (a *answer) mark(x *exchange) {
 		outcome = health.Success
 		a.settleIn(x)
 	case limited:
-		a.lease.Limited(keypool.ParseRetryAfter(a.resp.Header))
+		a.cooling = a.lease.Limited(a.named())
 	case spent:
 		pool.MarkKeyDead(id, keypool.ReasonSpent)
 	case unauthorized:
@@ -300,6 +302,13 @@ func (a *answer) mark(x *exchange) {
 		a.after = a.lane.Try()
 	}
 }
+
+// named is the wait that the answer names; 0: none.
+func (a *answer) named() time.Duration { return keypool.ParseRetryAfter(a.resp.Header) }
+
+// dryFor is how long the key has no room after a 429: what the answer names, else what
+// the pool makes of it.
+func (a *answer) dryFor() time.Duration { return cmp.Or(a.named(), a.cooling) }
 
 // settleIn makes the upstream the conversation's home, also of one that may go on
 // anywhere: its next turn may answer a tool call.

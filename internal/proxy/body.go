@@ -93,7 +93,7 @@ func readBody(r io.Reader, size, limit int64, held *room, most int64) (*body, er
 	if size < 0 {
 		first = min(limit, firstBody)
 	}
-	if !held.take(first, most) {
+	if !held.take(first, 0, most) {
 		return nil, errNoRoom
 	}
 	b := bodies.Get().(*body)
@@ -134,7 +134,7 @@ func (b *body) readUnknown(r io.Reader, limit, most int64) error {
 			return err
 		case int64(len(b.buf)) > b.taken:
 			more := max(firstBody, int64(len(b.buf))-b.taken)
-			if !b.room.take(more, most-b.taken) {
+			if !b.room.take(more, b.taken, most) {
 				return errNoRoom
 			}
 			b.taken += more

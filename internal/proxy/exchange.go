@@ -145,8 +145,8 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 		return false
 	}
 	x.msg = msg
-	x.model = string(msg.Model)                                      // a copy: the body is given back before the record is written
-	class := x.live.Classes.Of(legible(x.live.scrub.clean(x.model))) // an unknown model's class is its name, and is logged
+	x.model = string(msg.Model)                                             // a copy: the body is given back before the record is written
+	class := x.live.Classes.Of(legible(x.live.scrub.Load().clean(x.model))) // an unknown model's class is its name, and is logged
 	x.demand = keypool.Demand{Class: class, Client: x.client, Arrived: time.Now()}
 	if x.r.URL.Path == "/v1/messages/count_tokens" {
 		x.demand.Class = keypool.ClassCountTokens
@@ -282,7 +282,7 @@ func (x *exchange) timeLeft() time.Duration {
 // secrets, since tokens get pasted in the wrong place.
 func (x *exchange) printable(s string) string {
 	const most = 128
-	s = x.live.scrub.clean(s)
+	s = x.live.scrub.Load().clean(s)
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}

@@ -75,7 +75,7 @@ func (f *failure) note(x *exchange, a *answer) {
 			f.oversized = fmt.Sprintf("the prompt is about %d tokens, and the largest limit of a key is %d input tokens a minute: no wait helps; shorten the prompt (compact the conversation) or add a key with a larger limit", tokens, limit)
 			return
 		}
-		f.dryFor(keypool.ParseRetryAfter(r.header))
+		f.dryFor(a.dryFor())
 	case spent:
 		f.spent = true
 	case overloaded:
@@ -189,5 +189,5 @@ func (x *exchange) writeReply(w http.ResponseWriter, r *reply) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	x.writeBody(w, r.status, []byte(x.live.scrub.clean(string(r.body))))
+	x.writeBody(w, r.status, []byte(x.live.scrub.Load().clean(string(r.body))))
 }

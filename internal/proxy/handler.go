@@ -120,8 +120,8 @@ type Live struct {
 	Told func(id string)
 
 	cross *http.CrossOriginProtection
-	scrub *scrubber
-	mixed bool // models of more than one maker are to be had
+	scrub *atomic.Pointer[scrubber] // the handler's: a request may be given keys that came after it began
+	mixed bool                      // models of more than one maker are to be had
 }
 
 // Handler serves the data listener. Create it with [NewHandler].
@@ -137,6 +137,8 @@ type Handler struct {
 	models   *catalog
 	accounts accounts
 	totals   totals
+	scrub    atomic.Pointer[scrubber]
+	secrets  []secret.Value  // that scrub knows; of Swap alone
 	base     context.Context // of all requests
 	stop     context.CancelCauseFunc
 }
@@ -149,14 +151,17 @@ func NewHandler(live *Live, log zerolog.Logger) *Handler {
 	return h
 }
 
-// Swap puts another configuration in force for the requests that begin from now on.
+// Swap puts another configuration in force for the requests that begin from now on. It
+// is called once at a time.
 func (h *Handler) Swap(live *Live) {
 	next := *live
 	next.Config = next.Config.withDefaults()
 	if next.Seed == 0 {
 		next.Seed = h.seed
 	}
-	next.scrub = newScrubber(next.Secrets)
+	h.secrets = known(next.Secrets, h.secrets)
+	h.scrub.Store(newScrubber(h.secrets))
+	next.scrub = &h.scrub
 	next.cross = http.NewCrossOriginProtection()
 	for _, origin := range next.Origins {
 		_ = next.cross.AddTrustedOrigin(origin) // one that is no origin is never sent, and so refused
@@ -223,7 +228,9 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	defer x.release()
 	defer h.leave(x)
 	defer h.finish(w, x)
-	x.extend(w, x.start)
+	if r.ProtoMajor != 2 {
+		x.extend(w, x.start)
+	}
 
 	if r.ProtoMajor == 1 && (len(r.TransferEncoding) > 0 || r.ProtoMinor == 0) {
 		// The server may have been told a second length, and takes chunks of an

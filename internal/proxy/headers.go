@@ -35,7 +35,7 @@ func (x *exchange) showHeaders(dst, src http.Header) {
 		}
 		clean := true
 		for _, v := range values {
-			clean = clean && x.live.scrub.clean(v) == v
+			clean = clean && x.live.scrub.Load().clean(v) == v
 		}
 		if clean {
 			dst[name] = values

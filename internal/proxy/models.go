@@ -255,11 +255,16 @@ func parseModels(body []byte) ([]model, error) {
 // tells of one of them. It takes no key's capacity.
 func (h *Handler) serveModels(w http.ResponseWriter, x *exchange) {
 	x.demand.Class = keypool.ClassModels
+	id, one := strings.CutPrefix(x.r.URL.Path, modelPath)
+	if one && x.live.scrub.Load().clean(id) != id { // providers log what they are asked for
+		x.refuse(w, http.StatusNotFound, messages.NotFound, "model: no model has a name with a key or token in it")
+		return
+	}
 	if x.own {
 		h.relay(w, x)
 		return
 	}
-	if id, one := strings.CutPrefix(x.r.URL.Path, modelPath); one {
+	if one {
 		h.serveModel(w, x, id)
 		return
 	}
@@ -509,12 +514,15 @@ func (h *Handler) Watch(ctx context.Context, up *router.Upstream) {
 		case <-ctx.Done():
 			return
 		}
-		up.Probe(func() bool {
+		up.Probe(func() (well, known bool) {
 			ctx, cancel := context.WithTimeout(ctx, listTimeout)
 			defer cancel()
 			_, err := h.fetchModels(ctx, up)
 			var status statusError
-			return err == nil || errors.As(err, &status) && status < 500 // a key's condition is not the provider's
+			if errors.Is(err, keypool.ErrAllKeysExhausted) {
+				return false, false // it was not asked
+			}
+			return err == nil || errors.As(err, &status) && status < 500, true // a key's condition is not the provider's
 		})
 	}
 }

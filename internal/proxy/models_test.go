@@ -20,6 +20,8 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/auth"
+	"cc-relay/internal/health"
+	"cc-relay/internal/keypool"
 	"cc-relay/internal/proxy"
 	"cc-relay/internal/router"
 	"cc-relay/internal/secret"
@@ -551,6 +553,7 @@ func TestOneModel(t *testing.T) {
 		"out of reach":            {"big-model", 404, 0, `"no rule`},
 		"longer than any":         {"claude-" + strings.Repeat("x", 506), 404, 0, "longer"},
 		"as long as one may be":   {"claude-" + strings.Repeat("x", 505), 404, 1, "model: claude-xxx"},
+		"a client's token":        {"claude-" + aliceToken, 404, 0, "key or token"},
 		"with another's brackets": {"claude-opus-5-5[1m]", 404, 1, "model: claude-opus-5-5[1m]"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -719,6 +722,32 @@ func TestAProviderWithoutAListComesBack(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A check that had no key to ask with has not asked, and does not keep a breaker open.
+func TestACheckWithoutAKeySaysNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := newPipes()
+		a, b := network.actor(t, "a", answers(500)), network.actor(t, "b", well)
+		a.HealthCheck = time.Second
+		r := network.cast(t, router.Config{}, a, b)
+		up := r.live.Router.Upstreams()[0]
+		up.Pool.MarkClassExhausted(up.Pool.Keys()[0].ID, keypool.ClassModels, time.Hour)
+		go r.handler.Watch(r.handler.Context(), up)
+		for range 5 {
+			requireServed(t, r.do(call{body: ask(opus, false)}), false)
+		}
+		require.Equal(t, health.Open, r.lane("a", opus).Status().State)
+		a.fares(well)
+		asked := len(a.got())
+		time.Sleep(6 * time.Second)
+		assert.Len(t, a.got(), asked, "nothing was asked")
+		got := r.do(call{body: ask(opus, false)})
+		requireServed(t, got, false)
+		assert.Equal(t, "a", got.header.Get("X-Cc-Relay-Provider"))
+		r.handler.Stop()
+		synctest.Wait()
+	})
 }
 
 // A fetch that goes wrong inside the relay ends neither it nor what comes after.

@@ -228,6 +228,29 @@ func TestAThousandAccountsAreKept(t *testing.T) {
 	assert.Len(t, h.Recent(3), 3)
 }
 
+// Accounts of choices are used again. A request whose client has gone before anything
+// was chosen shows an empty one, not what an earlier request chose.
+func TestAChoiceThatWasNotMadeIsEmpty(t *testing.T) {
+	live := newLive(t, setup{upstreams: []upstream{memory(answering("application/json", func() io.Reader { return strings.NewReader(message) }))}}, newLogs().logger())
+	h := proxy.NewHandler(live, newLogs().logger())
+	for range 1050 { // the last ones push the first out
+		w := httptest.NewRecorder()
+		h.ServeHTTP(w, aliceRequest(ask(opus, false)))
+		require.Equal(t, 200, w.Code)
+	}
+	gone, leave := context.WithCancel(t.Context())
+	leave()
+	for range 20 {
+		assert.PanicsWithValue(t, http.ErrAbortHandler, func() { h.ServeHTTP(httptest.NewRecorder(), aliceRequest(ask(opus, false)).WithContext(gone)) })
+		acc := h.Recent(1)[0]
+		require.Equal(t, "client_gone", acc.Outcome)
+		require.Len(t, acc.Steps, 1)
+		text, err := json.Marshal(acc.Steps[0].Choice)
+		require.NoError(t, err)
+		require.JSONEq(t, `{"class":"","strategy":"","outcome":"","home":false,"waited_ms":0,"budget_ms":0,"estimate":{"input":0,"cached":0,"output":0},"considered":0,"keys":[]}`, string(text))
+	}
+}
+
 // A dry run tells where a request would go, and leaves everything as it was.
 func TestADryRunChangesNothing(t *testing.T) {
 	a, b := newSim(t, "a", 2), newSim(t, "b", 1)

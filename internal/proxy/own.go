@@ -27,7 +27,7 @@ func (h *Handler) answerOwn(w http.ResponseWriter, x *exchange) (*answer, *failu
 		case a.verdict == served:
 			return a, nil
 		case a.passes():
-			a.body = []byte(x.live.scrub.clean(string(a.body)))
+			a.body = []byte(x.live.scrub.Load().clean(string(a.body)))
 			a.status, a.verdict = a.resp.StatusCode, served // for the client; the record keeps what it was
 			return a, nil
 		case a.resp != nil && a.resp.StatusCode >= 400:

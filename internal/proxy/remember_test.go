@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"cc-relay/internal/router"
 	"cc-relay/internal/simulator"
 )
 
@@ -89,6 +90,48 @@ func testCoolDowns(t *testing.T) {
 	}
 }
 
+// Where the provider names no time, the client is told what the pool makes of it: that
+// doubles with each refusal.
+func testGuessedCoolDowns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		b := newBubble(t, 1, unlimited, limit429(""))
+		for i, want := range []int{1, 2, 4, 8, 16, 32, 60, 60} {
+			w := b.ask(ask(opus, false))
+			require.Equal(t, 429, w.Code)
+			require.Len(t, b.Seen(), i+1, "what was told is over, and the provider was not asked")
+			assert.Equal(t, itoa(want), w.Header().Get("Retry-After"), "refusal %d", i+1)
+			time.Sleep(time.Duration(want) * time.Second)
+		}
+	})
+}
+
+// Nor is a provider waited for that names no time and cools for longer than another.
+func testTheWaitIsForWhoHasRoomFirst(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := newPipes()
+		limited := func(retryAfter string) act {
+			return func(w http.ResponseWriter, r *http.Request, q asked) {
+				w.Header().Set("Retry-After", retryAfter)
+				answers(429)(w, r, q)
+			}
+		}
+		a, b := network.actor(t, "a", limited("")), network.actor(t, "b", well)
+		r := network.cast(t, router.Config{}, a, b)
+		r.holdClosed("a", "b")
+		for _, cools := range []time.Duration{time.Second, 2 * time.Second} {
+			requireServed(t, r.do(call{body: ask(opus, false)}), false)
+			time.Sleep(cools)
+		}
+		b.fares(limited("2"))
+		start := time.Now()
+		time.AfterFunc(time.Second, func() { b.fares(well) })
+		requireServed(t, r.do(call{body: ask(opus, false)}), false)
+		assert.Equal(t, 2*time.Second, time.Since(start))
+		assert.Len(t, a.got(), 3)
+		assert.Len(t, b.got(), 4)
+	})
+}
+
 // The client is told the earliest of all keys and providers.
 func testEveryKeyIsLimited(t *testing.T) {
 	leakFree(t)
@@ -151,6 +194,30 @@ func testForbidden(t *testing.T) {
 		assert.Equal(t, 403, forbid(r, aliceToken).status)
 		requireError(t, forbid(r, aliceToken), 502, "api_error")
 		assert.Len(t, a.Seen(), 1)
+	})
+}
+
+// An account that is spent is found out by a request that costs money, and by no other:
+// those are served, and show nothing.
+func testSpentKeysAreTriedByWhatCosts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		spent := status(402)
+		spent.Path, spent.To = "/v1/messages", 1
+		network := newPipes()
+		a := network.sim(t, "a", simulator.Config{Organizations: []simulator.Organization{owner("a", 1, simulator.Limits{})}, Faults: faults(spent)})
+		r := network.relay(t, a)
+		free := []call{{path: "/v1/messages/count_tokens", body: ask(opus, false)}, listModels("")}
+		requireError(t, r.do(call{body: ask(opus, false)}), 429, "billing_error")
+		time.Sleep(time.Hour)
+		for _, c := range free {
+			requireError(t, r.do(c), 429, "billing_error")
+		}
+		require.Len(t, a.Seen(), 1)
+		requireServed(t, r.do(call{body: ask(opus, false)}), false)
+		time.Sleep(time.Minute) // a list that could not be had is not asked for at once
+		for _, c := range free {
+			assert.Equal(t, 200, r.do(c).status, c.path)
+		}
 	})
 }
 

@@ -47,6 +47,25 @@ func newScrubber(secrets []secret.Value) *scrubber {
 	return s
 }
 
+// mostKnown bounds the secrets that are looked for.
+const mostKnown = 4096
+
+// known are the secrets in force and those of before: requests go on with keys that are
+// not configured any more. The oldest are forgotten.
+func known(now, before []secret.Value) []secret.Value {
+	all := slices.Clone(now)
+	seen := make(map[string]bool, len(now))
+	for _, s := range now {
+		seen[s.Reveal()] = true
+	}
+	for _, s := range before {
+		if !seen[s.Reveal()] && len(all) < mostKnown {
+			all = append(all, s)
+		}
+	}
+	return all
+}
+
 // clean returns text without known secrets: text itself where it holds none.
 func (s *scrubber) clean(text string) string {
 	for i := 0; i+shortestSecret <= len(text); i++ {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"strings"
 	"sync"
 	"testing"
@@ -16,6 +17,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/provider"
+	"cc-relay/internal/proxy"
 	"cc-relay/internal/secret"
 	"cc-relay/internal/simulator"
 )
@@ -237,4 +239,46 @@ func testNoSecretComesOut(t *testing.T) {
 			assert.Equal(t, []string{c}, found(text+`{"level":"info","header":"Bearer `+c+`"}`))
 		}
 	})
+}
+
+// A reload brings keys that requests under way are given too, and takes others away that
+// are still in use. Both are secrets to all requests from then on.
+func TestSecretsOfOtherConfigurations(t *testing.T) {
+	added, said := keyOf("a", 2), "said "+keyOf("a", 1)+" and "+keyOf("a", 2)
+	live := func(rt http.RoundTripper, key string) *proxy.Live {
+		up := memory(rt)
+		up.keys = []string{key}
+		return newLive(t, setup{upstreams: []upstream{up}}, newLogs().logger())
+	}
+	for name, answer := range map[string]struct {
+		status     int
+		kind, body string
+	}{
+		"error":       {400, "application/json", `{"type":"error","error":{"type":"invalid_request_error","message":"` + said + `"}}`},
+		"error event": {200, "text/event-stream", startFrame + frameOf("error", `{"type":"error","error":{"type":"api_error","message":"`+said+`"}}`)},
+	} {
+		t.Run(name, func(t *testing.T) {
+			var h *proxy.Handler
+			reload := func() { h.Swap(live(nil, added)) }
+			rt := roundTrip(func(r *http.Request) (*http.Response, error) {
+				_, _ = io.Copy(io.Discard, r.Body)
+				_ = r.Body.Close()
+				reload() // while the request is under way
+				return &http.Response{
+					StatusCode: answer.status, Header: http.Header{"Content-Type": {answer.kind}, "Anthropic-Debug": {added}, "Anthropic-Other": {"kept"}},
+					ContentLength: -1, Request: r, Body: io.NopCloser(strings.NewReader(answer.body)),
+				}, nil
+			})
+			h = proxy.NewHandler(live(rt, keyOf("a", 1)), newLogs().logger())
+			require.Equal(t, added, h.Scrub(added), "it is not known yet")
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, aliceRequest(ask(opus, true)))
+			assert.Equal(t, answer.status, w.Code)
+			assert.Contains(t, w.Body.String(), "said [redacted] and [redacted]")
+			assert.Equal(t, "kept", w.Header().Get("Anthropic-Other"))
+			assert.Empty(t, found(fmt.Sprint(w.Body, w.Header())))
+			reload()
+			assert.Equal(t, "said [redacted] and [redacted]", h.Scrub(said), "also what was removed two configurations ago")
+		})
+	}
 }

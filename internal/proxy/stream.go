@@ -182,7 +182,7 @@ func (x *exchange) scrubTail(run []byte, n int) []byte {
 		return run
 	}
 	at := len(run) - n
-	return append(run[:at:at], x.live.scrub.clean(string(run[at:]))...)
+	return append(run[:at:at], x.live.scrub.Load().clean(string(run[at:]))...)
 }
 
 // failed notes an error event that the client has been sent as it came.
@@ -313,6 +313,9 @@ func (x *exchange) tryWrite(w http.ResponseWriter, p []byte, now time.Time) erro
 	} else if err == nil {
 		err = http.NewResponseController(w).Flush()
 	}
+	if x.r.ProtoMajor == 2 {
+		_ = http.NewResponseController(w).SetWriteDeadline(time.Time{})
+	}
 	if errors.Is(err, http.ErrNotSupported) { // a test's
 		return nil
 	}
@@ -326,10 +329,11 @@ type flusher interface{ FlushError() error }
 // extend gives the next write its time, between three quarters of the timeout
 // and all of it: moving the deadline for each event of a stream would cost more
 // than the event. A connection keeps the deadline of its last request, so each
-// request sets one before its first write.
+// request sets one before its first write. Over HTTP/2 a deadline ends the stream when
+// it passes, whether anything is being written or not: there each write has its own.
 func (x *exchange) extend(w http.ResponseWriter, now time.Time) {
 	timeout := x.live.Config.WriteTimeout
-	if now.Sub(x.extended) < timeout/4 {
+	if now.Sub(x.extended) < timeout/4 && x.r.ProtoMajor != 2 {
 		return
 	}
 	x.extended = now

@@ -175,7 +175,7 @@ func (w *walk) move(x *exchange, a *answer) bool {
 		}
 		return true
 	case a.verdict == limited:
-		w.dried(max(keypool.ParseRetryAfter(a.resp.Header), time.Second))
+		w.dried(max(a.dryFor(), time.Second))
 	default:
 		w.fail(a, c)
 	}

@@ -90,8 +90,8 @@ func (u *Upstream) Lane(class string) *Lane { return u.live().lane(class) }
 func (u *Upstream) Lanes() []*Lane { return u.live().all() }
 
 // Probe calls ask, if a breaker of the upstream is not closed, and tells all such what
-// it found: whether the upstream is well.
-func (u *Upstream) Probe(ask func() bool) {
+// it found: whether the upstream is well, if that is known.
+func (u *Upstream) Probe(ask func() (well, known bool)) {
 	var open []*Lane
 	for _, l := range u.Lanes() {
 		if s := l.Status().State; s == health.Open || s == health.HalfOpen {
@@ -101,7 +101,10 @@ func (u *Upstream) Probe(ask func() bool) {
 	if len(open) == 0 {
 		return
 	}
-	well := ask()
+	well, known := ask()
+	if !known {
+		return
+	}
 	for _, l := range open {
 		l.Probed(well)
 	}

@@ -56,15 +56,15 @@ func TestHealthIsTold(t *testing.T) {
 func TestProbe(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		u := &router.Upstream{}
-		u.Probe(func() bool { panic("nothing to ask") })
+		u.Probe(func() (bool, bool) { panic("nothing to ask") })
 		u.Lane("well")
-		u.Probe(func() bool { panic("nothing to ask: all is well") })
+		u.Probe(func() (bool, bool) { panic("nothing to ask: all is well") })
 
 		fail(u, "x")
 		fail(u, "y")
 		asked := 0
 		probe := func(well bool) {
-			u.Probe(func() bool { asked++; return well })
+			u.Probe(func() (bool, bool) { asked++; return well, true })
 		}
 		time.Sleep(4 * time.Second)
 		probe(false) // the 5 s begin again
@@ -82,6 +82,25 @@ func TestProbe(t *testing.T) {
 		}
 		probe(true)
 		assert.Equal(t, 2, asked, "all get their requests back by themselves")
+	})
+}
+
+// Who could not ask has found out nothing: the breaker goes on as if nobody had tried.
+func TestAProbeThatKnowsNothing(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		u := &router.Upstream{}
+		fail(u, "x")
+		asked := 0
+		for range 4 {
+			time.Sleep(time.Second)
+			u.Probe(func() (bool, bool) { asked++; return asked%2 == 0, false })
+			_, ok := u.Lane("x").Allow()
+			require.False(t, ok)
+		}
+		require.Equal(t, 4, asked)
+		time.Sleep(2 * time.Second)
+		_, ok := u.Lane("x").Allow()
+		assert.True(t, ok, "its own time is over")
 	})
 }
 
