@@ -36,7 +36,7 @@ func (r *running) serveAdmin(cfg config.Admin, dir *statedir.Dir, failed chan<- 
 	if err != nil {
 		return "", nil, err
 	}
-	l, err := r.listen(adminSection, cfg.Listen, cfg.TLS, nil)
+	l, err := r.listen(adminSection, cfg.Listen, cfg.TLS, r.boundedAdmin)
 	if err != nil {
 		return "", nil, fmt.Errorf("admin.listen: %w", err)
 	}

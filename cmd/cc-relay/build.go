@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"io"
 	"os"
 	"reflect"
@@ -154,14 +155,31 @@ func (b *built) upstream(p config.Provider, before *built, w watchers) (*router.
 	if old == nil {
 		return next, nil
 	}
+	if was.BaseURL != p.BaseURL || was.Config.WithDefaults().Kind != endpoint.Kind {
+		// Requests that began before go on with the address and the pool of before:
+		// keys of another address must not be in it.
+		b.change = append(b.change, func() error { next.Forget(); return nil })
+		old.Renew(next).Pool = pool
+		return next, stayOff(old.Pool, pool)
+	}
 	b.change = append(b.change, func() error { return old.Pool.Apply(poolConfig) })
 	if old.Transport == next.Transport && reflect.DeepEqual(was.Config, p.Config) {
 		return old, nil
 	}
-	if was.BaseURL != p.BaseURL {
-		b.change = append(b.change, func() error { next.Forget(); return nil })
-	}
 	return old.Renew(next), nil
+}
+
+// stayOff takes the keys out of next that an operator has taken out of old.
+func stayOff(old, next *keypool.KeyPool) error {
+	for _, k := range old.GetStats().Classes[0].Keys { // of no class: pools have it always
+		if k.State != keypool.StateOff {
+			continue
+		}
+		if err := next.Disable(k.ID); err != nil && !errors.Is(err, keypool.ErrKeyNotFound) {
+			return err
+		}
+	}
+	return nil
 }
 
 func transportOf(endpoint provider.Config, old *router.Upstream) (*provider.Transport, error) {

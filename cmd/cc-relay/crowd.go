@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"sync"
 	"sync/atomic"
+	"time"
 
 	"cc-relay/internal/config"
 	"cc-relay/internal/proxy"
@@ -38,7 +39,8 @@ var errUnread = errors.New("the client sends and does not read")
 // crowd counts the connections of a listener, in all and by source.
 type crowd struct {
 	net.Listener
-	bounds func() (total, perSource int) // in force now
+	bounds   func() (total, perSource int) // in force now
+	patience func() time.Duration          // with a client that acknowledges nothing
 
 	mu      sync.Mutex
 	total   seats
@@ -49,8 +51,8 @@ type crowd struct {
 type seats struct{ within, beyond int }
 
 // newCrowd bounds what l accepts. What is beyond spare is closed at once.
-func newCrowd(l net.Listener, bounds func() (total, perSource int)) *crowd {
-	return &crowd{Listener: l, bounds: bounds, sources: map[netip.Prefix]*seats{}}
+func newCrowd(l net.Listener, bounds func() (total, perSource int), patience func() time.Duration) *crowd {
+	return &crowd{Listener: l, bounds: bounds, patience: patience, sources: map[netip.Prefix]*seats{}}
 }
 
 // Accept returns the next connection that is to be answered.
@@ -63,6 +65,7 @@ func (c *crowd) Accept() (net.Conn, error) {
 		if seated, ok := c.enter(conn); ok {
 			if tcp, ok := conn.(*net.TCPConn); ok {
 				_ = tcp.SetWriteBuffer(sendBuffer) // what it refuses does not matter
+				_ = noticeVanished(tcp, c.patience())
 			}
 			return seated, nil
 		}
@@ -149,6 +152,15 @@ func (s *seated) Close() error {
 	return s.Conn.Close()
 }
 
+// CloseWrite ends the answers: where requests are left unread, net/http has the client
+// read an answer to its end before the connection is reset.
+func (s *seated) CloseWrite() error {
+	if c, ok := s.Conn.(interface{ CloseWrite() error }); ok {
+		return c.CloseWrite()
+	}
+	return nil
+}
+
 // connContext marks the connections beyond the bounds; it is an http.Server's.
 func connContext(ctx context.Context, conn net.Conn) context.Context {
 	if t, ok := conn.(*tls.Conn); ok {
@@ -175,6 +187,10 @@ func sourceOf(a net.Addr) netip.Prefix {
 	from, _ := addr.Prefix(bits) // the only errors are of the number of bits
 	return from
 }
+
+// adminConnections is how many the admin listener may have: within what connectionBounds
+// leaves for others.
+const adminConnections = 64
 
 // connectionBounds are those of the configuration, and of the files that the process
 // may open: each request may need one more connection, to a provider.

@@ -58,7 +58,7 @@ func (c told) RemoteAddr() net.Addr {
 
 func TestCrowd(t *testing.T) {
 	most, mostOfOne := 4, 2
-	c := newCrowd(nil, func() (total, perSource int) { return most, mostOfOne })
+	c := newCrowd(nil, func() (total, perSource int) { return most, mostOfOne }, nil)
 	comes := func(from string) (*seated, bool) {
 		here, there := net.Pipe()
 		t.Cleanup(func() { _, _ = here.Close(), there.Close() })
@@ -102,7 +102,7 @@ func TestCrowd(t *testing.T) {
 
 func TestAClientThatSendsAndDoesNotRead(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		c := newCrowd(nil, func() (total, perSource int) { return 1, 1 })
+		c := newCrowd(nil, func() (total, perSource int) { return 1, 1 }, nil)
 		here, there := net.Pipe()
 		s, ok := c.enter(told{here, "10.0.0.1:1"})
 		require.True(t, ok)

@@ -43,8 +43,7 @@ func listen(address string, cert *certificate, wrap func(net.Listener) net.Liste
 func listenPlain(address string) (net.Listener, error) {
 	path, local := strings.CutPrefix(address, unixScheme)
 	if !local {
-		config := net.ListenConfig{Control: noticeVanished}
-		return config.Listen(context.Background(), "tcp", address)
+		return net.Listen("tcp", address)
 	}
 	return listenUnix(path)
 }
@@ -97,13 +96,14 @@ const connectionBuffer = 1 << 20
 
 // http2Bounds are the limits of an HTTP/2 connection: how many requests may be open
 // in it, and how much of their bodies may be in memory before a handler reads it. One
-// request takes 64 KiB, all of a connection 1 MiB.
-func http2Bounds(streams int) *http.HTTP2Config {
+// request takes 64 KiB, all of a connection 1 MiB. write is how long a client may take
+// for one write; all streams of a connection wait for it.
+func http2Bounds(streams int, write time.Duration) *http.HTTP2Config {
 	return &http.HTTP2Config{
 		MaxConcurrentStreams:          streams,
 		MaxReceiveBufferPerStream:     64 << 10,
 		MaxReceiveBufferPerConnection: connectionBuffer,
 		SendPingTimeout:               time.Minute, // finds peers that are gone while their requests wait
-		WriteByteTimeout:              time.Minute,
+		WriteByteTimeout:              max(time.Minute, write),
 	}
 }

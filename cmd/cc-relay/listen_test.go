@@ -121,7 +121,7 @@ func serveTLS(t *testing.T, cert *certificate, h http.Handler) string {
 	l, err := listen("127.0.0.1:0", cert, nil)
 	require.NoError(t, err)
 	server := newServer(h, config.Default().Server.Limits, zerolog.Nop())
-	server.HTTP2 = http2Bounds(100)
+	server.HTTP2 = http2Bounds(100, time.Second)
 	go func() { _ = server.Serve(l) }()
 	t.Cleanup(func() { _ = server.Close() })
 	return l.Addr().String()

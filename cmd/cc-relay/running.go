@@ -131,6 +131,31 @@ func (r *running) reload() (admin.Reload, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	done, err := r.reloadLocked()
+	r.tell(done, err)
+	return done, err
+}
+
+// recheck reloads where nobody has told of a change and there may be one: before the
+// files were watched, or in a file that only the configuration names that was refused.
+// It is silent while it finds what was known.
+func (r *running) recheck() {
+	last := r.last.Load()
+	failed := last != nil && last.Error != ""
+	switch d, err := r.difference(); {
+	case err != nil:
+		return
+	case failed && d.Error == last.Error, !failed && d.Error == "" && len(d.Changed)+len(d.NeedsRestart) == 0:
+		return
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if done, err := r.reloadLocked(); err == nil || !failed || err.Error() != last.Error {
+		r.tell(done, err)
+	}
+}
+
+// tell logs, counts and publishes what came of a reload.
+func (r *running) tell(done admin.Reload, err error) {
 	r.metrics.Reload(err == nil)
 	last := &admin.LastReload{At: time.Now()}
 	if err != nil {
@@ -141,7 +166,6 @@ func (r *running) reload() (admin.Reload, error) {
 	}
 	r.last.Store(last)
 	r.publish(admin.EventReload, last)
-	return done, err
 }
 
 func (r *running) reloadLocked() (admin.Reload, error) {
@@ -154,7 +178,11 @@ func (r *running) reloadLocked() (admin.Reload, error) {
 	}
 	before := r.now.Load()
 	done := changesOf(config.Diff(before.cfg, cfg))
-	next, err := build(config.AsRunning(before.cfg, cfg), before, r.watchers())
+	put, err := config.AsRunning(before.cfg, cfg)
+	if err != nil {
+		return admin.Reload{}, err
+	}
+	next, err := build(put, before, r.watchers())
 	if err != nil {
 		return admin.Reload{}, err
 	}
@@ -171,7 +199,7 @@ func (r *running) reloadLocked() (admin.Reload, error) {
 	}
 	if a := r.admin.Load(); a != nil {
 		if err := a.ReadTokens(); err != nil {
-			r.log.Error().Err(err).Msg("the admin's tokens were not read again; those before stay")
+			r.log.Error().Err(err).Msg("the admin's tokens cannot be read, so the admin listener lets nobody in; mend the file and reload once more")
 		}
 	}
 	r.kept.follow(next.live)
@@ -237,8 +265,13 @@ func (r *running) difference() (admin.ConfigDiff, error) {
 	if err != nil {
 		return admin.ConfigDiff{Changed: []string{}, NeedsRestart: []string{}, Error: err.Error()}, nil
 	}
-	done := changesOf(config.Diff(r.now.Load().cfg, cfg))
-	return admin.ConfigDiff{Changed: done.Changed, NeedsRestart: done.NeedsRestart}, nil
+	before := r.now.Load().cfg
+	done := changesOf(config.Diff(before, cfg))
+	diff := admin.ConfigDiff{Changed: done.Changed, NeedsRestart: done.NeedsRestart}
+	if _, err := config.AsRunning(before, cfg); err != nil {
+		diff.Error = err.Error()
+	}
+	return diff, nil
 }
 
 // settle is how long a burst of reasons to reload may last before one reload answers all.
@@ -268,12 +301,23 @@ func (r *running) follow(hangups <-chan os.Signal) func() {
 	}
 }
 
+// again is how often a configuration that was refused is looked at once more.
+const again = 5 * time.Second
+
 // reloadWhen reloads for each reason that comes, until ctx ends.
 func (r *running) reloadWhen(ctx context.Context, changed <-chan struct{}, hangups <-chan os.Signal) {
+	r.recheck() // what has changed before the files were watched
+	retry := time.NewTicker(again)
+	defer retry.Stop()
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
 			return
+		case <-retry.C:
+			if last := r.last.Load(); last != nil && last.Error != "" {
+				r.recheck()
+			}
+			continue
 		case <-hangups:
 		case <-changed:
 		}

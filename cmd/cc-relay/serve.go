@@ -163,7 +163,14 @@ func (r *running) bounded(l net.Listener) net.Listener {
 		total, _ := connectionBounds(r.now.Load().cfg.Server.Limits, files)
 		r.log.Debug().Uint64("files", files).Int("connections", total).Msg("the limit of open files allows fewer connections than server.limits.connections")
 	}
-	return newCrowd(l, func() (total, perSource int) { return connectionBounds(r.now.Load().cfg.Server.Limits, files) })
+	limits := func() config.Limits { return r.now.Load().cfg.Server.Limits }
+	return newCrowd(l, func() (total, perSource int) { return connectionBounds(limits(), files) }, func() time.Duration { return limits().WriteTime })
+}
+
+// boundedAdmin keeps who asks the admin listener, with a token or without, from taking
+// the files that the relay needs for its work.
+func (r *running) boundedAdmin(l net.Listener) net.Listener {
+	return newCrowd(l, func() (total, perSource int) { return adminConnections, adminConnections }, func() time.Duration { return proxy.DefaultWriteTimeout })
 }
 
 // listen opens a listener, with TLS where that is configured. wrap, where not nil,
@@ -261,7 +268,7 @@ func newServer(h http.Handler, l config.Limits, log zerolog.Logger) *http.Server
 		IdleTimeout:       l.IdleConnection,
 		MaxHeaderBytes:    int(l.HeaderBytes),
 		ErrorLog:          serverLog(log),
-		HTTP2:             http2Bounds(int(l.StreamsPerConnection)),
+		HTTP2:             http2Bounds(int(l.StreamsPerConnection), l.WriteTime),
 	}
 }
 

@@ -3,6 +3,7 @@ package main
 import (
 	"net"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -23,11 +24,14 @@ func vanishedAfter(t *testing.T, c net.Conn) (ms int) {
 	return ms
 }
 
-// testPeersThatVanish: connections that are accepted have the listener's time. That the
-// kernel keeps to it cannot be tried without a network that can be cut.
+// testPeersThatVanish: connections that are accepted have the time of one write, as it
+// is configured then. That the kernel keeps to it cannot be tried without a network that
+// can be cut.
 func testPeersThatVanish(t *testing.T) {
-	for _, address := range []string{"127.0.0.1:0", "[::1]:0"} {
-		l, err := listen(address, nil, nil)
+	for address, write := range map[string]time.Duration{"127.0.0.1:0": proxy.DefaultWriteTimeout, "[::1]:0": 5 * time.Minute} {
+		l, err := listen(address, nil, func(l net.Listener) net.Listener {
+			return newCrowd(l, func() (total, perSource int) { return 2, 2 }, func() time.Duration { return write })
+		})
 		require.NoError(t, err)
 		accepted := make(chan net.Conn, 1)
 		go func() {
@@ -38,7 +42,7 @@ func testPeersThatVanish(t *testing.T) {
 		client, err := net.Dial("tcp", l.Addr().String())
 		require.NoError(t, err)
 		c := <-accepted
-		assert.EqualValues(t, proxy.DefaultWriteTimeout.Milliseconds(), vanishedAfter(t, c))
+		assert.EqualValues(t, write.Milliseconds(), vanishedAfter(t, c.(*seated).Conn))
 		assert.Zero(t, vanishedAfter(t, client))
 		_, _, _ = c.Close(), client.Close(), l.Close()
 	}

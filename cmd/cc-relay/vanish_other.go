@@ -2,8 +2,11 @@
 
 package main
 
-import "syscall"
+import (
+	"net"
+	"time"
+)
 
 // noticeVanished does nothing: the kernel's own patience with a peer that has vanished
 // is not ours to set.
-func noticeVanished(_, _ string, _ syscall.RawConn) error { return nil }
+func noticeVanished(*net.TCPConn, time.Duration) error { return nil }

@@ -56,14 +56,19 @@ func Diff(old, new *Config) []Change {
 
 // AsRunning returns next as it can be in force where running is: with the settings of
 // running that only a restart changes. Both share what they point to with the result.
-func AsRunning(running, next *Config) *Config {
+// Error: other machines reach the listener that stays, and next has no clients.
+func AsRunning(running, next *Config) (*Config, error) {
 	c := *next
 	c.Server.Listen, c.Server.State, c.Server.StateDir, c.Server.TLS = running.Server.Listen, running.Server.State, running.Server.StateDir, running.Server.TLS
 	l, was := &c.Server.Limits, running.Server.Limits
 	l.HeaderBytes, l.HeaderTime, l.StreamsPerConnection, l.IdleConnection = was.HeaderBytes, was.HeaderTime, was.StreamsPerConnection, was.IdleConnection
 	c.Admin, c.Metrics, c.Tracing = running.Admin, running.Metrics, running.Tracing
 	c.Logging.Format = running.Logging.Format
-	return &c
+	if !isLoopback(hostOf(c.Server.Listen)) && len(c.Clients) == 0 {
+		return nil, fmt.Errorf("clients: server.listen is %s until the relay is restarted, and without clients other machines could spend your keys; "+
+			"keep the clients until then, or restart the relay", c.Server.Listen)
+	}
+	return &c, nil
 }
 
 type differ struct{ changes []Change }

@@ -10,6 +10,7 @@ import (
 	"github.com/stretchr/testify/require"
 	"pgregory.net/rapid"
 
+	"cc-relay/internal/auth"
 	"cc-relay/internal/config"
 	"cc-relay/internal/secret"
 )
@@ -184,7 +185,8 @@ func TestAsRunning(t *testing.T) {
 	next.Admin.Listen, next.Admin.PProf, next.Metrics, next.Tracing.Endpoint = "127.0.0.1:2", true, config.MetricsOff, "http://127.0.0.1:4318"
 	next.Logging.Format, next.Logging.Level, next.Server.Expose = "console", "debug", false
 
-	put := config.AsRunning(&running, &next)
+	put, err := config.AsRunning(&running, &next)
+	require.NoError(t, err)
 	for _, c := range config.Diff(&running, put) {
 		assert.False(t, c.Restart, c.Path)
 	}
@@ -195,4 +197,12 @@ func TestAsRunning(t *testing.T) {
 	}
 	assert.Equal(t, "debug", put.Logging.Level)
 	assert.EqualValues(t, 3, put.Server.Limits.Requests)
+
+	// Alone the new file is fine, but the listener stays where others reach it.
+	running.Server.Listen, next.Clients = "0.0.0.0:8787", nil
+	_, err = config.AsRunning(&running, &next)
+	require.ErrorContains(t, err, "server.listen is 0.0.0.0:8787 until the relay is restarted")
+	next.Clients = []auth.ClientConfig{{Name: "alice"}}
+	_, err = config.AsRunning(&running, &next)
+	require.NoError(t, err)
 }

@@ -72,7 +72,8 @@ func NewWatcher(files func() []string) (*Watcher, error) {
 // after the other, until ctx ends; then it releases the watch. A burst of changes is
 // one call, or one a second if it goes on, and the last content always gets one. A
 // file that is missing has not changed: it may be about to be written again. One that
-// the list names anew is watched from the end of the call on.
+// the list names anew gets a call, too: it may have changed after it was read, and
+// before it was watched.
 func (w *Watcher) Run(ctx context.Context, changed func()) {
 	defer func() { _ = w.events.Close() }()
 	poll := time.NewTicker(pollEvery)
@@ -101,7 +102,9 @@ func (w *Watcher) Run(ctx context.Context, changed func()) {
 		if w.look() {
 			changed()
 		}
-		w.renew()
+		if w.renew() {
+			changed()
+		}
 	}
 }
 
@@ -129,8 +132,9 @@ func (w *Watcher) look() (changed bool) {
 	return changed
 }
 
-// renew asks for the list of files, which a change may have made another.
-func (w *Watcher) renew() {
+// renew asks for the list of files, which a change may have made another, and reports
+// whether it has more.
+func (w *Watcher) renew() (more bool) {
 	files := w.files()
 	w.follow(files)
 	known := map[string]mark{}
@@ -139,9 +143,10 @@ func (w *Watcher) renew() {
 			known[file] = before
 			continue
 		}
-		known[file] = markOf(file)
+		known[file], more = markOf(file), true
 	}
 	w.known = known
+	return more
 }
 
 // markOf is of the content and the mode of a file, or of why it cannot be read.
