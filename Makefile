@@ -22,7 +22,7 @@ SOAK_FOR ?= 10m
 KILLS ?= 200
 HOT := ./internal/ratelimit ./internal/keypool ./internal/messages ./internal/proxy
 
-.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench soak soak-reload fuzz e2e rules faults crash cuts fuzz-ci leaks
+.PHONY: help build demo test check fmt vet lint tidy race vuln bench bench-pool faultbench soak soak-reload fuzz e2e rules faults crash cuts fuzz-ci leaks open
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / { printf "  %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
@@ -93,6 +93,9 @@ crash: ## kill -9 the relay under load, KILLS=200 times
 
 leaks: ## 1,000,000 fuzzed requests, and no secret and no prompt in any output
 	go run ./bench/leaks
+
+open: ## 8,000 open streams, 1,000 stalled readers, three times the load that is let in
+	go run ./bench/open
 
 cuts: ## CUTS=100000 answers cut at random places: none looks complete; SEED=0 is another run each time
 	go run ./bench/cuts -n=$(CUTS) -seed=$(SEED)
