@@ -144,7 +144,9 @@ func (r *running) recheck() {
 	switch d, err := r.difference(); {
 	case err != nil:
 		return
-	case failed && d.Error == last.Error, !failed && d.Error == "" && len(d.Changed)+len(d.NeedsRestart) == 0:
+	case failed && d.Error == last.Error:
+		return
+	case !failed && (d.Error != "" || len(d.Changed)+len(d.NeedsRestart) == 0): // what came through a pipe cannot be read twice
 		return
 	}
 	r.mu.Lock()
