@@ -144,7 +144,7 @@ func TestTurnsAreExact(t *testing.T) {
 
 // A draw is right on the whole.
 func TestShuffle(t *testing.T) {
-	const all = 20_000
+	const all = 10_000
 	for name, tt := range map[string]struct {
 		weights []int
 		share   []float64
