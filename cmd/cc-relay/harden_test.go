@@ -14,6 +14,7 @@ import (
 	"sync"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
@@ -131,7 +132,7 @@ func testSourcesOfSecrets(t *testing.T) {
 	p, up := fromEverywhere(t, `exec "$0" "$@"`)
 	p.asksWithAllKeys(up)
 	require.NoError(t, p.cmd.Process.Signal(syscall.SIGHUP)) // it finds all of them again
-	assert.Eventually(t, func() bool { return p.statusOf(variableToken) == http.StatusOK }, patience, slowest/10)
+	assert.Eventually(t, func() bool { return p.statusOf(variableToken) == http.StatusOK }, patience, 100*time.Millisecond)
 	p.asksWithAllKeys(up)
 
 	proc := fmt.Sprintf("/proc/%d/", p.cmd.Process.Pid)

@@ -169,7 +169,7 @@ func (s *steered) status(token string) int {
 	return resp.StatusCode
 }
 
-// within requires that something holds a second from now at the latest.
+// within requires that something holds before a change counts as slow.
 func (s *steered) within(what string, holds func() bool) {
 	s.t.Helper()
 	began := time.Now()
@@ -177,8 +177,9 @@ func (s *steered) within(what string, holds func() bool) {
 	assert.Less(s.t, time.Since(began), slowest, "it took too long until %s", what)
 }
 
-// slowest is how long a change may take; tests share the machine with others.
-const slowest = 3 * time.Second
+// slowest is how long a change may take here. On an idle machine it is well under a
+// second; tests share theirs with others.
+const slowest = 10 * time.Second
 
 // ends requires that an open stream ends as the provider ends it.
 func (s *steered) ends(resp *http.Response) {
