@@ -4,9 +4,13 @@ import (
 	"fmt"
 	"strconv"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
+
+	"cc-relay/internal/simulator"
 )
 
 const (
@@ -54,7 +58,6 @@ func TestTroubleWithTheOnlyKey(t *testing.T) {
 			return
 		}
 		tr.requireShown(t, got, a.Seen()[asked-1].RequestID)
-		requirePause(t, got, tr.next == otherNext)
 		outcome := "failed"
 		if tr.next == nowhere {
 			outcome = "served"
@@ -77,14 +80,55 @@ func requireSilenced(t *testing.T, got reply) {
 }
 
 // requirePause checks the moment before a provider is asked once more.
-func requirePause(t *testing.T, got reply, paused bool) {
+func requirePause(t *testing.T, got reply) {
 	t.Helper()
-	waited, err := strconv.Atoi(got.header.Get("X-Cc-Relay-Wait-Ms"))
-	require.NoError(t, err)
-	if paused {
-		assert.True(t, waited >= 250 && waited < 2000, "waited %d ms, want 250 to 500, and what a busy machine adds", waited)
-	} else {
-		assert.Less(t, waited, 250, "waited, in ms: more than what a busy machine takes to choose a key")
+	assert.GreaterOrEqual(t, waited(t, got), 250*time.Millisecond)
+}
+
+// A request pauses before the same provider is asked again, and goes on to another key
+// or provider at once.
+func TestOnlyTheSameProviderAgainIsWorthAPause(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		keys   int  // of the provider in trouble, with the first of them
+		other  bool // there is another provider
+		pauses next
+	}{
+		{"the only key", 1, false, otherNext},
+		{"one key of a lone provider", 2, false, otherNext},
+		{"one key of two providers", 2, true, -1},
+		{"the first provider", 1, true, -1},
+	} {
+		for name, tr := range troubles {
+			for _, stream := range []bool{false, true} {
+				t.Run(fmt.Sprintf("%s/%s, stream=%t", tt.name, name, stream), func(t *testing.T) {
+					synctest.Test(t, func(t *testing.T) {
+						net := newPipes()
+						fault := tr.fault
+						fault.Key = "1"
+						cfg := simulator.Config{Faults: []simulator.Fault{fault}}
+						for n := range tt.keys {
+							cfg.Organizations = append(cfg.Organizations, owner("a", n+1, simulator.Limits{}))
+						}
+						a := net.sim(t, "a", cfg)
+						tr.hurry(a)
+						sims := []*sim{a}
+						if tt.other {
+							sims = append(sims, net.sim(t, "b", simulator.Config{Organizations: []simulator.Organization{owner("b", 1, simulator.Limits{})}}))
+						}
+						got := net.relay(t, sims...).do(call{body: ask(opus, stream)})
+						switch {
+						case got.header.Get("X-Cc-Relay-Wait-Ms") == "" && tr.head && stream: // shown before there was anything to say
+						case tr.next == tt.pauses:
+							requirePause(t, got)
+							assert.LessOrEqual(t, waited(t, got), 500*time.Millisecond)
+						default:
+							assert.Zero(t, waited(t, got))
+						}
+					})
+				})
+			}
+		}
 	}
 }
 
@@ -95,7 +139,6 @@ func TestTroubleWithTheFirstProvider(t *testing.T) {
 		r := relayOf(t, a, b)
 		got := r.do(call{body: ask(opus, stream)})
 		assert.Len(t, a.Seen(), 1, "requests at the first provider")
-		requirePause(t, got, false)
 		if tr.next == nowhere {
 			tr.requireShown(t, got, a.Seen()[0].RequestID)
 			assert.Empty(t, b.Seen(), "requests at the second provider")
@@ -126,7 +169,6 @@ func TestTroubleWithTheFirstKey(t *testing.T) {
 			requireServed(t, got, stream)
 			assert.Equal(t, []string{"key-1", "key-2"}, a.keysSeen())
 			assert.Empty(t, b.Seen(), "requests at the second provider")
-			requirePause(t, got, false)
 		default:
 			requireServed(t, got, stream)
 			assert.Equal(t, []string{"key-1"}, a.keysSeen())
@@ -148,7 +190,6 @@ func TestTroubleWithOneOwnerOfALoneProvider(t *testing.T) {
 		}
 		requireServed(t, got, stream)
 		assert.Equal(t, []string{"key-1", "key-2"}, a.keysSeen())
-		requirePause(t, got, tr.next == otherNext)
 		assert.Equal(t, "2", got.header.Get("X-Cc-Relay-Attempts"))
 	})
 }

@@ -176,10 +176,15 @@ func (tr trouble) start(t *testing.T, keys int, only string) *sim {
 	f := tr.fault
 	f.Key = only
 	a := newSim(t, "a", keys, f)
+	tr.hurry(a)
+	return a
+}
+
+// hurry lets the time of a provider that is slow be up soon.
+func (tr trouble) hurry(a *sim) {
 	if tr.slow {
 		a.FirstTokenTimeout, a.ResponseTimeout, a.IdleTimeout = 600*time.Millisecond, 600*time.Millisecond, 600*time.Millisecond
 	}
-	return a
 }
 
 // requireShown checks the error that the client is left with.
