@@ -22,8 +22,14 @@ import (
 	"cc-relay/internal/admin"
 )
 
+// group is a command that only has others. Cobra would take a mistyped one of them for a
+// wish for help, and a script for success.
+func group(use, short string) *cobra.Command {
+	return &cobra.Command{Use: use, Short: short, Args: cobra.NoArgs, RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() }}
+}
+
 func keyCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "key", Short: "Take a key of a running relay out, or put it back"}
+	cmd := group("key", "Take a key of a running relay out, or put it back")
 	for _, a := range []struct{ name, short string }{
 		{"off", "Give a key no more requests, until it is switched on"},
 		{"on", "Give a key requests again that was switched off"},
@@ -52,7 +58,7 @@ func keyActionCommand(name, short string) *cobra.Command {
 }
 
 func providerCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "provider", Short: "Drain a provider of a running relay, or put it back"}
+	cmd := group("provider", "Drain a provider of a running relay, or put it back")
 	for _, a := range []struct{ name, short string }{
 		{"drain", "Give a provider no new requests; open ones finish"},
 		{"on", "Give a drained provider requests again"},
@@ -71,7 +77,7 @@ func providerCommand() *cobra.Command {
 }
 
 func breakerCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "breaker", Short: "Overrule what a running relay thinks of a provider's health"}
+	cmd := group("breaker", "Overrule what a running relay thinks of a provider's health")
 	var flags adminFlags
 	var force admin.BreakerForce
 	var length time.Duration

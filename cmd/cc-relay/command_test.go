@@ -200,6 +200,19 @@ func (s *steered) said(args ...string) string {
 }
 
 // The story of a request is to be had from the command line, by the viewer's token.
+// A script that mistypes a command must not believe that it has done something.
+func TestMistypedCommandsFail(t *testing.T) {
+	for _, args := range [][]string{{"key", "disable", "abc"}, {"breaker", "open", "main"}, {"provider", "off", "main"}, {"config", "bogus"}, {"bogus"}} {
+		code, stdout, stderr := command(t, args...)
+		assert.NotZero(t, code, "%v", args)
+		assert.Empty(t, stdout, "%v", args)
+		assert.Contains(t, stderr, "unknown command", "%v", args)
+	}
+	code, stdout, _ := command(t, "key")
+	assert.Zero(t, code)
+	assert.Contains(t, stdout, "release")
+}
+
 func TestCommandsTellOfRequests(t *testing.T) {
 	unconfigured(t)
 	s := steer(t)

@@ -14,7 +14,7 @@ import (
 )
 
 func configCommand() *cobra.Command {
-	cmd := &cobra.Command{Use: "config", Short: "Write, check, show, compare and reload configurations"}
+	cmd := group("config", "Write, check, show, compare and reload configurations")
 	cmd.AddCommand(configInitCommand(), configValidateCommand(), configShowCommand(), configSchemaCommand(), configDiffCommand(), configReloadCommand())
 	return cmd
 }
@@ -90,6 +90,15 @@ func configValidateCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
+			for _, t := range []config.TLS{cfg.Server.TLS, cfg.Admin.TLS} {
+				if t == (config.TLS{}) {
+					continue
+				}
+				// A relay that runs keeps the pair that it has; one that starts needs one that is valid now.
+				if _, err := newCertificate(t.CertFile, t.KeyFile, nil); err != nil {
+					return err
+				}
+			}
 			keys := 0
 			for _, p := range cfg.Providers {
 				keys += len(p.Keys)
@@ -106,7 +115,7 @@ func configShowCommand() *cobra.Command {
 	var file string
 	cmd := &cobra.Command{
 		Use:   "show",
-		Short: "Print the configuration in force, defaults filled in and secrets redacted",
+		Short: "Print what the configuration says now, defaults filled in and secrets redacted",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg, _, err := loadConfig(new(config.Sources), file)

@@ -194,8 +194,8 @@ func TestABrokenPairKeepsTheOldAndIsToldOnce(t *testing.T) {
 		assert.Equal(t, first, p.shown(address))
 	}
 	require.Len(t, r.told(), 1)
-	assert.Contains(t, r.told()[0], "the old certificate stays in use: certificate "+p.cert+" with key "+p.key)
-	require.ErrorContains(t, r.cert.Reload(), "private key does not match public key")
+	assert.Contains(t, r.told()[0], "the old certificate stays in use: key "+p.key+" of certificate "+p.cert)
+	require.ErrorContains(t, r.cert.Reload(), "is not the key of the certificate")
 	assert.Len(t, r.told(), 1, "Reload returns its error")
 	assert.Equal(t, was, r.cert.NotAfter())
 
@@ -210,6 +210,38 @@ func TestABrokenPairKeepsTheOldAndIsToldOnce(t *testing.T) {
 	assert.NotEqual(t, first, p.shown(address))
 	assert.Len(t, r.told(), 2)
 	assert.WithinDuration(t, time.Now().Add(2*time.Hour), r.cert.NotAfter(), time.Minute)
+}
+
+// A key that others may read, and a file that is none, are not used by a handshake
+// either, and hold nothing up.
+func TestAPairIsReadAsTheConfigurationReadsIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		spoil func(t *testing.T, key string)
+		says  string
+	}{
+		"a key for all to read": {func(t *testing.T, key string) { require.NoError(t, os.Chmod(key, 0o644)) }, "may be used by other users"},
+		"a pipe": {func(t *testing.T, key string) {
+			require.NoError(t, os.Remove(key))
+			require.NoError(t, syscall.Mkfifo(key, 0o600))
+		}, "is not a regular file"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := newPairs(t)
+			first := p.renew()
+			r := p.load()
+			address := serveTLS(t, r.cert, hello)
+			p.renew()
+			tt.spoil(t, p.key)
+			r.soon()
+			assert.Equal(t, first, p.shown(address))
+			require.Len(t, r.told(), 1)
+			assert.Contains(t, r.told()[0], tt.says)
+			require.ErrorContains(t, r.cert.Reload(), tt.says)
+			last := p.renew()
+			r.soon()
+			assert.Equal(t, last, p.shown(address))
+		})
+	}
 }
 
 func testOwnCertificateAndClock(t *testing.T) {

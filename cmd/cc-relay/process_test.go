@@ -172,7 +172,7 @@ func testPanicOfSaving(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		m, pool, log := remembering(t, dir)
 		good := m.pools.Load()
-		m.pools.Store(&map[string]*keypool.KeyPool{"test": nil})
+		m.pools.Store(&map[string]followed{"test": {}})
 		time.Sleep(saveEvery)
 		synctest.Wait()
 		m.pools.Store(good)
@@ -498,8 +498,8 @@ func testStateOfTheFuture(t *testing.T) {
 			d, err := statedir.Open(dir)
 			require.NoError(t, err)
 			id := keypool.KeyConfig{Key: secret.New("sk-ant-one")}.ID()
-			require.NoError(t, d.Save(poolsFile, poolsVersion, savedPools{"slow": {At: tc.saved.UnixMilli(), Keys: []keypool.KeySnapshot{
-				{ID: id, Cool: &keypool.CoolSnapshot{Until: tc.until.UnixMilli()}}}}}))
+			require.NoError(t, d.Save(poolsFile, poolsVersion, savedPools{"slow": {Snapshot: keypool.Snapshot{At: tc.saved.UnixMilli(), Keys: []keypool.KeySnapshot{
+				{ID: id, Cool: &keypool.CoolSnapshot{Until: tc.until.UnixMilli()}}}}}}))
 			require.NoError(t, d.Close())
 			p := startServe(t, nil, "--config", inDirectory(t, dir, up.URL))
 			resp := p.post()

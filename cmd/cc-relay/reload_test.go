@@ -67,6 +67,45 @@ func TestAProviderThatMovesHasAPoolOfItsOwn(t *testing.T) {
 }
 
 // A file alone may be fine, and not where the listener stays: other machines reach it.
+// Keys that a provider refused because they were shown to it in the wrong way are tried
+// again in the right one, and those whose account is empty are not.
+func TestKeysAreTriedAgainWithAnotherHeader(t *testing.T) {
+	with := func(change func(*config.Provider)) *config.Config {
+		cfg := config.Default()
+		p := config.Provider{Keys: []keypool.KeyConfig{{Key: secret.New("sk-ant-one-00001")}, {Key: secret.New("sk-ant-two-00002")}, {Key: secret.New("sk-ant-three-003")}}}
+		p.Name, p.BaseURL = "main", "https://one.example.com"
+		change(&p)
+		cfg.Providers = []config.Provider{p}
+		return &cfg
+	}
+	for name, tt := range map[string]struct {
+		change func(*config.Provider)
+		want   []keypool.State
+	}{
+		"auth":    {func(p *config.Provider) { p.Auth = "bearer" }, []keypool.State{keypool.StateAvailable, keypool.StateDead, keypool.StateAvailable}},
+		"headers": {func(p *config.Provider) { p.Headers = map[string]secret.Value{"X-Tenant": secret.New("a")} }, []keypool.State{keypool.StateAvailable, keypool.StateDead, keypool.StateAvailable}},
+		"nothing": {func(p *config.Provider) { p.IdleTimeout = time.Minute }, []keypool.State{keypool.StateDead, keypool.StateDead, keypool.StateAvailable}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			first, err := build(with(func(*config.Provider) {}), nil, watchers{log: zerolog.Nop()})
+			require.NoError(t, err)
+			require.NoError(t, first.apply())
+			pool := first.live.Router.Upstreams()[0].Pool
+			keys := pool.Keys()
+			pool.MarkKeyDead(keys[0].ID, keypool.ReasonUnauthorized)
+			pool.MarkKeyDead(keys[1].ID, keypool.ReasonSpent)
+			next, err := build(with(tt.change), first, watchers{log: zerolog.Nop()})
+			require.NoError(t, err)
+			require.NoError(t, next.apply())
+			var got []keypool.State
+			for _, k := range next.live.Router.Upstreams()[0].Pool.Keys() {
+				got = append(got, k.State)
+			}
+			assert.Equal(t, tt.want, got)
+		})
+	}
+}
+
 func TestNoReloadLeavesAnOpenListenerWithoutClients(t *testing.T) {
 	s := &steered{t: t, up: newHalfway(t), file: filepath.Join(t.TempDir(), "relay.yaml")}
 	text := func(listen, clients string) string {

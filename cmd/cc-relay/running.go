@@ -130,6 +130,10 @@ var errNoFile = errors.New("the configuration is that of environment variables: 
 func (r *running) reload() (admin.Reload, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if r.load == nil {
+		r.log.Warn().Msg("nothing is reloaded: " + errNoFile.Error())
+		return admin.Reload{}, errNoFile // of what is in force nothing was refused
+	}
 	done, err := r.reloadLocked()
 	r.tell(done, err)
 	return done, err
@@ -171,9 +175,6 @@ func (r *running) tell(done admin.Reload, err error) {
 }
 
 func (r *running) reloadLocked() (admin.Reload, error) {
-	if r.load == nil {
-		return admin.Reload{}, errNoFile
-	}
 	cfg, err := r.load()
 	if err != nil {
 		return admin.Reload{}, err
@@ -204,7 +205,7 @@ func (r *running) reloadLocked() (admin.Reload, error) {
 			r.log.Error().Err(err).Msg("the admin's tokens cannot be read, so the admin listener lets nobody in; mend the file and reload once more")
 		}
 	}
-	r.kept.follow(next.live)
+	r.kept.follow(next)
 	r.watch(next.live)
 	r.handler.Load().Refresh()
 	return done, nil

@@ -128,7 +128,7 @@ func (r *running) serve(ctx context.Context) error {
 	if err != nil {
 		r.log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; to have it so, set server.state: off")
 	}
-	r.kept = remember(dir, r.live(), r.log)
+	r.kept = remember(dir, r.now.Load(), r.log)
 	defer r.kept.close()
 	served := startOn(l, r)
 	adminAddr, closeAdmin, err := r.serveAdmin(cfg.Admin, dir, served.failed)
@@ -146,7 +146,7 @@ func (r *running) serve(ctx context.Context) error {
 	case err := <-served.failed:
 		return err
 	}
-	r.log.Info().Dur("drain_timeout_ms", cfg.Server.DrainTimeout).Int64("open", served.handler.Active()).Msg("relay drains; a second signal ends it at once")
+	r.log.Info().Dur("drain_timeout_ms", r.now.Load().cfg.Server.DrainTimeout).Int64("open", served.handler.Active()).Msg("relay drains; a second signal ends it at once")
 	served.drain(r.now.Load().cfg.Server.DrainTimeout, signals)
 	if err := r.trace.Close(context.Background()); err != nil {
 		r.log.Warn().Err(err).Msg("the last traces are lost")

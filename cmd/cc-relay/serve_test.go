@@ -218,6 +218,9 @@ func TestServeFromTheEnvironment(t *testing.T) {
 		assert.Equal(t, http.StatusOK, status, path)
 		assert.Equal(t, want, body, path)
 	}
+	require.NoError(t, p.cmd.Process.Signal(syscall.SIGHUP)) // as when a terminal is closed
+	p.await("nothing is reloaded")
+	assert.NotContains(t, p.logged(), `"level":"error"`, "nothing was refused")
 	p.signal()
 	p.endsWell()
 	assert.NotContains(t, p.logged(), "sk-ant-")

@@ -3,7 +3,11 @@ package main
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"net/http"
 	"reflect"
+	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -11,7 +15,8 @@ import (
 
 	"cc-relay/internal/config"
 	"cc-relay/internal/keypool"
-	"cc-relay/internal/proxy"
+	"cc-relay/internal/provider"
+	"cc-relay/internal/secret"
 	statedir "cc-relay/internal/state"
 )
 
@@ -25,14 +30,36 @@ const (
 )
 
 // savedPools is the file: each pool's memory by the name of its provider.
-type savedPools map[string]keypool.Snapshot
+type savedPools map[string]savedPool
+
+// savedPool is worth something where the same provider is asked in the same way: what
+// another address refuses, or took without the right header, says nothing of a key.
+type savedPool struct {
+	Endpoint string `json:"endpoint,omitempty"` // see endpointOf; "" = not told, by an earlier version
+	keypool.Snapshot
+}
+
+// followed is a pool whose memory is kept, and whom it is of.
+type followed struct {
+	pool     *keypool.KeyPool
+	endpoint string
+}
+
+// endpointOf tells providers apart by how they are asked, and shows nothing of it.
+func endpointOf(c provider.Config) string {
+	asked := []string{c.Kind, c.BaseURL, c.Auth}
+	for _, name := range slices.Sorted(maps.Keys(c.Headers)) {
+		asked = append(asked, http.CanonicalHeaderKey(name), c.Headers[name].Reveal())
+	}
+	return secret.New(strings.Join(asked, "\x00")).Fingerprint() // no header has a NUL
+}
 
 // memory keeps what the pools learn for the next start of the relay. It is a hint:
 // whatever goes wrong with it is a warning, and requests never wait for it. A nil
 // memory keeps nothing.
 type memory struct {
 	dir   *statedir.Dir
-	pools atomic.Pointer[map[string]*keypool.KeyPool]
+	pools atomic.Pointer[map[string]followed]
 	log   zerolog.Logger
 	found bool // the last run has left something
 
@@ -41,17 +68,17 @@ type memory struct {
 	trouble       string     // the last warning; "" while saving works
 }
 
-// remember gives live's pools what the last run learned, and keeps what they learn
-// from now on in dir until close. live's hashes become those of this installation. It
-// returns nil where dir is. Call it before live is served.
-func remember(dir *statedir.Dir, live *proxy.Live, log zerolog.Logger) *memory {
+// remember gives b's pools what the last run learned, and keeps what they learn from now
+// on in dir until close. Its hashes become those of this installation. It returns nil
+// where dir is. Call it before b is served.
+func remember(dir *statedir.Dir, b *built, log zerolog.Logger) *memory {
 	if dir == nil {
 		return nil
 	}
 	m := &memory{dir: dir, log: log, stop: make(chan struct{}), stopped: make(chan struct{})}
-	m.follow(live)
+	m.follow(b)
 	var err error
-	if live.Seed, err = dir.Seed(); err != nil {
+	if b.live.Seed, err = dir.Seed(); err != nil {
 		log.Warn().Err(err).Msg("conversations will not find their keys again after a restart")
 	}
 	m.restore()
@@ -62,14 +89,14 @@ func remember(dir *statedir.Dir, live *proxy.Live, log zerolog.Logger) *memory {
 	return m
 }
 
-// follow keeps what live's pools learn from now on, and no other's.
-func (m *memory) follow(live *proxy.Live) {
+// follow keeps what b's pools learn from now on, and no other's.
+func (m *memory) follow(b *built) {
 	if m == nil {
 		return
 	}
-	pools := make(map[string]*keypool.KeyPool)
-	for _, up := range live.Router.Upstreams() {
-		pools[up.Provider.Name()] = up.Pool
+	pools := make(map[string]followed)
+	for i, up := range b.live.Router.Upstreams() {
+		pools[up.Provider.Name()] = followed{up.Pool, endpointOf(b.cfg.Providers[i].Config.WithDefaults())}
 	}
 	m.pools.Store(&pools)
 }
@@ -101,8 +128,10 @@ func (m *memory) restore() {
 	case err != nil:
 		m.log.Warn().Err(err).Msg("the relay starts without what the last run learned")
 	default:
-		for name, pool := range *m.pools.Load() {
-			pool.Restore(saved[name])
+		for name, f := range *m.pools.Load() {
+			if was := saved[name]; was.Endpoint == "" || was.Endpoint == f.endpoint {
+				f.pool.Restore(was.Snapshot)
+			}
 		}
 		m.found = true
 	}
@@ -130,8 +159,8 @@ func (m *memory) keep() {
 // otherwise than before.
 func (m *memory) save() {
 	now := savedPools{}
-	for name, pool := range *m.pools.Load() {
-		now[name] = pool.Snapshot()
+	for name, f := range *m.pools.Load() {
+		now[name] = savedPool{f.endpoint, f.pool.Snapshot()}
 	}
 	if m.trouble == "" && now.same(m.saved) {
 		return

@@ -225,19 +225,25 @@ func TestDemoTouchesNoState(t *testing.T) {
 // remembering is the memory of one pool of two keys in dir, and its log.
 func remembering(t *testing.T, dir string) (*memory, *keypool.KeyPool, *bytes.Buffer) {
 	t.Helper()
+	return rememberingAt(t, dir, func(*config.Provider) {})
+}
+
+// rememberingAt is remembering of a provider that has been changed.
+func rememberingAt(t *testing.T, dir string, change func(*config.Provider)) (*memory, *keypool.KeyPool, *bytes.Buffer) {
+	t.Helper()
 	cfg := config.Default()
 	cfg.Server.StateDir = dir
 	cfg.Providers = []config.Provider{{Keys: []keypool.KeyConfig{{Key: secret.New("sk-ant-1")}, {Key: secret.New("sk-ant-2")}}}}
 	cfg.Providers[0].Name, cfg.Providers[0].Kind, cfg.Providers[0].BaseURL = "test", "anthropic", "https://api.example.com"
+	change(&cfg.Providers[0])
 	b, err := build(&cfg, nil, watchers{log: zerolog.Nop()})
 	require.NoError(t, err)
-	live := b.live
 	state, err := statedir.Open(dir) // without its lock: two memories share it here
 	require.NoError(t, err)
 	log := &bytes.Buffer{}
-	m := remember(state, live, zerolog.New(log))
+	m := remember(state, b, zerolog.New(log))
 	require.NotNil(t, m, log)
-	return m, live.Router.Upstreams()[0].Pool, log
+	return m, b.live.Router.Upstreams()[0].Pool, log
 }
 
 // A relay that is killed has lost no more than the last ten seconds.
@@ -256,6 +262,31 @@ func TestStateIsSavedEveryTenSeconds(t *testing.T) {
 		assert.Equal(t, keypool.StateDead, next.Keys()[0].State)
 		assert.Equal(t, keypool.StateAvailable, next.Keys()[1].State)
 	})
+}
+
+// What another address said of a key, or this one where the key was shown in another
+// way, is not restored.
+func TestAnotherProviderRemembersNothing(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(*config.Provider)
+		want   keypool.State
+	}{
+		"the same": {func(*config.Provider) {}, keypool.StateDead},
+		"timeouts": {func(p *config.Provider) { p.IdleTimeout = time.Minute }, keypool.StateDead},
+		"address":  {func(p *config.Provider) { p.BaseURL = "https://b.example.com" }, keypool.StateAvailable},
+		"auth":     {func(p *config.Provider) { p.Auth = "bearer" }, keypool.StateAvailable},
+		"headers":  {func(p *config.Provider) { p.Headers = map[string]secret.Value{"x-tenant": secret.New("a")} }, keypool.StateAvailable},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := filepath.Join(t.TempDir(), "state")
+			m, pool, _ := remembering(t, dir)
+			pool.MarkKeyDead(pool.Keys()[0].ID, keypool.ReasonUnauthorized)
+			m.close()
+			other, next, _ := rememberingAt(t, dir, tt.change)
+			defer other.close()
+			assert.Equal(t, tt.want, next.Keys()[0].State)
+		})
+	}
 }
 
 func TestAnIdleRelayWritesNothing(t *testing.T) {

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"cc-relay/internal/config"
 )
 
 // certificateCheck is how often, at most, handshakes look whether the files of a
@@ -88,9 +90,9 @@ func (c *certificate) refreshLocked(now time.Time) error {
 func (c *certificate) loadLocked(now time.Time, files [2]os.FileInfo) error {
 	c.checked.Store(now.UnixNano())
 	c.seen = files
-	pair, err := tls.LoadX509KeyPair(c.certFile, c.keyFile)
+	pair, err := config.TLS{CertFile: c.certFile, KeyFile: c.keyFile}.Pair()
 	if err != nil {
-		return fmt.Errorf("certificate %s with key %s: %w", c.certFile, c.keyFile, err)
+		return err
 	}
 	if err := validAt(&pair, now); err != nil {
 		return fmt.Errorf("certificate %s %w", c.certFile, err)

@@ -69,7 +69,7 @@ var bounds = []Bound{
 	{"server.limits.connections_per_source", "connections", 10_000, 1, anyCount, "The same for one IPv4 address or IPv6 /64. The default is for a whole team behind one address.", "cmd/cc-relay/crowd.go"},
 	{"server.limits.streams_per_connection", "requests", 100, 1, 10_000, "Requests at once on an HTTP/2 connection: the client is told, and waits.", "cmd/cc-relay/serve.go"},
 	{"server.limits.idle_connection", "", int64(5 * time.Minute), int64(time.Second), anyTime, "A connection without a request: closed.", "cmd/cc-relay/serve.go"},
-	{"server.limits.write_time", "", int64(proxy.DefaultWriteTimeout), int64(time.Second), anyTime, "Until a client has taken one write: the request ends, as if it had left.", "internal/proxy/stream.go"},
+	{"server.limits.write_time", "", int64(proxy.DefaultWriteTimeout), int64(time.Second), anyTime, "Until a client has taken one write: the request ends, as if it had left. Above 1m, HTTP/2 needs a restart to know it.", "internal/proxy/stream.go"},
 	{"server.limits.total_time", "", int64(proxy.DefaultTotalTime), int64(time.Minute), 7 * anyTime, "A whole request: 504, and in a stream an error event.", "internal/proxy/watch.go"},
 	{"server.limits.frame_bytes", "bytes", proxy.DefaultFrameBytes, 4 << 10, 1 << 30, "One event of a stream: an error event in its place.", "internal/messages/sse.go"},
 	{"server.drain_timeout", "", int64(10 * time.Minute), 1, 1<<63 - 1, "Running answers after a signal to stop: an error event.", "cmd/cc-relay/serve.go"},

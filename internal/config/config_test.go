@@ -132,7 +132,7 @@ server: { listen: "[::1]:0", drain_timeout: 1h30m, expose: False, max_body_bytes
   tls: { cert_file: "${TLS_CERT}", key_file: "${TLS_KEY}" }, insecure_cleartext: true, allowed_hosts: [ relay.example.com, "::1" ], allowed_origins: [ "https://${ORIGIN}:8443", vscode-webview://a-b ] }
 admin: { listen: off, pprof: true, tls: { cert_file: "${TLS_CERT}", key_file: "${TLS_KEY}" }, insecure_cleartext: true, allowed_hosts: [ 10.0.0.7 ] }
 metrics: off
-tracing: { endpoint: "http://${ORIGIN}:4318/v1/traces", headers: { x-tenant: a, Authorization: "Bearer ${TOKEN}" }, sample: 0.25, propagate: true }
+tracing: { endpoint: "https://${ORIGIN}:4318/v1/traces", headers: { x-tenant: a, Authorization: "Bearer ${TOKEN}" }, sample: 0.25, propagate: true }
 clients:
 - name: dev
   token: ${TOKEN}
@@ -186,7 +186,7 @@ providers:
 		Admin:   config.Admin{Listen: "off", PProf: true, TLS: pair, InsecureCleartext: true, AllowedHosts: []string{"10.0.0.7"}},
 		Metrics: "off",
 		Tracing: config.Tracing{
-			Endpoint: "http://app.example.com:4318/v1/traces", Sample: 0.25, Propagate: true,
+			Endpoint: "https://app.example.com:4318/v1/traces", Sample: 0.25, Propagate: true,
 			Headers: map[string]secret.Value{"x-tenant": secret.New("a"), "Authorization": secret.New("Bearer s3cret-token")},
 		},
 		Logging: config.Logging{Level: "trace", Format: "console"},

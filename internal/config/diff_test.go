@@ -27,10 +27,10 @@ func TestDiff(t *testing.T) {
 		"nothing": {two, two, nil},
 		"scalars": {"server: { drain_timeout: 60s }\n" + two, "server: { drain_timeout: 2m, expose: false }\nlogging: { level: debug }\nprices: ''\n" + two, []config.Change{
 			{Path: "server.drain_timeout", From: "1m0s", To: "2m0s"}, {Path: "server.expose", From: "true", To: "false"}, {Path: "logging.level", From: "info", To: "debug"}}},
-		"only by a restart": {two, "server: { listen: 127.0.0.1:1, state: off, state_dir: /s }\nadmin: { pprof: true }\nlogging: { format: console }\nmetrics: off\ntracing: { endpoint: 'http://t', sample: 0.5, headers: { a: b } }\n" + two, []config.Change{
+		"only by a restart": {two, "server: { listen: 127.0.0.1:1, state: off, state_dir: /s }\nadmin: { pprof: true }\nlogging: { format: console }\nmetrics: off\ntracing: { endpoint: 'https://t', sample: 0.5, headers: { a: b } }\n" + two, []config.Change{
 			{Path: "server.listen", From: "127.0.0.1:8787", To: "127.0.0.1:1", Restart: true}, {Path: "server.state", From: "on", To: "off", Restart: true}, {Path: "server.state_dir", From: `""`, To: "/s", Restart: true},
 			{Path: "admin.listen", From: "127.0.0.1:8788", To: "off", Restart: true}, {Path: "admin.pprof", From: "false", To: "true", Restart: true}, {Path: "logging.format", From: "json", To: "console", Restart: true}, {Path: "metrics", From: "on", To: "off", Restart: true},
-			{Path: "tracing.endpoint", From: `""`, To: "http://t", Restart: true}, {Path: "tracing.headers.a", From: "absent", To: "[redacted]", Restart: true}, {Path: "tracing.sample", From: "1", To: "0.5", Restart: true}}},
+			{Path: "tracing.endpoint", From: `""`, To: "https://t", Restart: true}, {Path: "tracing.headers.a", From: "absent", To: "[redacted]", Restart: true}, {Path: "tracing.sample", From: "1", To: "0.5", Restart: true}}},
 		"TLS begins": {two, "server: { " + pair + " }\n" + two, []config.Change{
 			{Path: "server.tls.cert_file", From: `""`, To: cert, Restart: true}, {Path: "server.tls.key_file", From: `""`, To: key, Restart: true}}},
 		"lists and maps": {"server: { allowed_hosts: [a] }\naliases: { x: a, y: b }\n" + two, "server: { allowed_hosts: [a, b] }\naliases: { y: c, z: d }\n" + two, []config.Change{

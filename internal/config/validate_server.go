@@ -5,12 +5,14 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
 	"net/url"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strconv"
 	"strings"
 )
@@ -120,26 +122,45 @@ func checkTLS(r *report, section string, t TLS, open, cleartext bool) {
 // checkPair reads both files now: a pair that is found broken later would fail every
 // connection. Its messages leave out those of the library, which quote the files.
 func checkPair(r *report, path string, t TLS) {
-	cert, _, err := readFile(t.CertFile, maxFileBytes)
-	if err == nil && !x509.NewCertPool().AppendCertsFromPEM(cert) {
-		err = errNoCertificate
+	_, badCert, badKey := t.read()
+	if badCert != nil {
+		r.add(path+".cert_file", badCert)
 	}
-	if err != nil {
-		r.add(path+".cert_file", err)
+	if badKey != nil {
+		r.add(path+".key_file", badKey)
 	}
-	key, info, err := readFile(t.KeyFile, maxFileBytes)
-	if err == nil {
-		err = private(info)
+}
+
+// Pair reads the files as they are now. It waits for no pipe, and takes no key that
+// others may read. Its errors name the file, and quote nothing that is in it.
+func (t TLS) Pair() (tls.Certificate, error) {
+	pair, badCert, badKey := t.read()
+	switch {
+	case badCert != nil:
+		return tls.Certificate{}, fmt.Errorf("certificate %s: %w", t.CertFile, badCert)
+	case badKey != nil:
+		return tls.Certificate{}, fmt.Errorf("key %s of certificate %s: %w", t.KeyFile, t.CertFile, badKey)
 	}
-	if err != nil {
-		r.add(path+".key_file", err)
+	return pair, nil
+}
+
+// read returns the pair, or what is wrong with each of its files.
+func (t TLS) read() (pair tls.Certificate, badCert, badKey error) {
+	cert, _, badCert := readFile(t.CertFile, maxFileBytes)
+	if badCert == nil && !x509.NewCertPool().AppendCertsFromPEM(cert) {
+		badCert = errNoCertificate
 	}
-	if r.failed[path+".cert_file"] || r.failed[path+".key_file"] {
-		return
+	key, info, badKey := readFile(t.KeyFile, maxFileBytes)
+	if badKey == nil {
+		badKey = private(info)
 	}
-	if _, err := tls.X509KeyPair(cert, key); err != nil {
-		r.addf(path+".key_file", "is not the key of the certificate in cert_file; name its private key, as unencrypted PEM, and put that certificate first")
+	if badCert != nil || badKey != nil {
+		return pair, badCert, badKey
 	}
+	if pair, badKey = tls.X509KeyPair(cert, key); badKey != nil {
+		badKey = errors.New("is not the key of the certificate in cert_file; name its private key, as unencrypted PEM, and put that certificate first")
+	}
+	return pair, nil, badKey
 }
 
 var hostName = regexp.MustCompile(`^[A-Za-z0-9_]([A-Za-z0-9_.-]{0,251}[A-Za-z0-9_])?$`)
@@ -196,6 +217,18 @@ func checkTracing(r *report, t Tracing) {
 		r.addf(path, "must not have a query or a fragment; end it before the ? or #")
 	}
 	checkHeaders(r, "tracing.headers.", t.Headers, "")
+	for _, name := range slices.Sorted(maps.Keys(t.Headers)) {
+		at := "tracing.headers." + name
+		switch {
+		case r.failed[at] || t.Endpoint == "":
+		case strings.EqualFold(name, "Content-Type") || strings.EqualFold(name, "Content-Encoding"):
+			r.addf(at, "is set by the relay; remove it")
+		case t.Headers[name].Reveal() == "":
+			r.addf(at, "is empty; write its value, or remove it")
+		case err == nil && u.Scheme == "http" && !isLoopback(u.Hostname()):
+			r.addf(at, "would cross the network in clear; make tracing.endpoint https, or use a collector on this machine")
+		}
+	}
 	if !(t.Sample >= 0 && t.Sample <= 1) { // NaN neither
 		r.addf("tracing.sample", "not a share; write 0 (none) to 1 (all)")
 	}

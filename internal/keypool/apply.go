@@ -47,7 +47,7 @@ func newSettings(provider string, cfg PoolConfig) (settings, error) {
 // says of it counts at once, except that limits which headers have told go before
 // configured ones, and a provider's word on whose key it is before an organization's
 // name. One that is removed serves nothing new; its leases stay valid, and if it
-// comes back later it is a new key. Requests that wait look again. The Logger
+// comes back later it is a new key, but off if it was. Requests that wait look again. The Logger
 // stays the first one.
 func (p *KeyPool) Apply(cfg PoolConfig) error {
 	next, err := newSettings(p.provider, cfg)
@@ -94,7 +94,7 @@ func (p *KeyPool) takeOverLocked(next []*key) (regroup []*key) {
 		old, stays := p.byID[k.id]
 		switch {
 		case !stays:
-			k.scope, k.since = -1, p.applied
+			k.scope, k.since, k.off = -1, p.applied, p.off[k.id]
 			regroup = append(regroup, k)
 		case old.organization != k.organization && !old.told:
 			regroup = append(regroup, old)
@@ -341,6 +341,11 @@ func (p *KeyPool) toggle(keyID string, off bool) error {
 		return fmt.Errorf("%w: %s", ErrKeyNotFound, keyID)
 	}
 	k.off = off
+	if off {
+		p.off[keyID] = true
+	} else {
+		delete(p.off, keyID)
+	}
 	for _, c := range p.classes {
 		c.weights = nil
 	}

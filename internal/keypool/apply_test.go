@@ -400,6 +400,9 @@ func TestAKeyThatIsOff(t *testing.T) {
 		require.NoError(t, p.Release(ids[0]))
 		apply(t, p, keypool.PoolConfig{Keys: keys})
 		assert.Equal(t, keypool.StateOff, of(t, p, opus, ids[0]).State, "after Release and Apply")
+		apply(t, p, keypool.PoolConfig{Keys: keys[1:]})
+		apply(t, p, keypool.PoolConfig{Keys: keys})
+		assert.Equal(t, keypool.StateOff, of(t, p, opus, ids[0]).State, "after it has been away")
 		assert.Equal(t, keypool.StateAvailable, of(t, reborn(t, p, keys...), keypool.ClassAny, ids[0]).State, "after a restart")
 		open.Settle(keypool.Usage{Input: 1})
 

@@ -75,6 +75,7 @@ type KeyPool struct {
 	mu           sync.RWMutex
 	keys         []*key // configured order; guarded by mu, as all that follows
 	byID         map[string]*key
+	off          map[string]bool // IDs of the keys that the operator has switched off, also of those that are gone
 	maxWait      time.Duration
 	maxWaiting   int
 	affinityOff  bool
@@ -112,6 +113,7 @@ func NewKeyPool(provider string, cfg PoolConfig) (*KeyPool, error) {
 		provider: provider,
 		log:      cfg.Logger.With().Str("provider", provider).Logger(),
 		onDead:   cfg.OnDead,
+		off:      make(map[string]bool),
 		classes:  make(map[string]*class),
 		homes:    newHomes(),
 		prefixes: newPrefixes(),

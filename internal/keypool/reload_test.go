@@ -14,7 +14,7 @@ import (
 )
 
 // reloads is a machine whose pool is reconfigured while it runs. Its model of that
-// is a list of keys, and which of them are off.
+// is a list of keys, and which are off, those that are away included.
 type reloads struct {
 	*machine
 	all        []keypool.KeyConfig // ever configured
@@ -58,7 +58,6 @@ func (r *reloads) apply(t *rapid.T, keys []keypool.KeyConfig) error {
 		require.Equal(t, before, r.pool.GetStats(), "nothing has changed")
 		return err
 	}
-	kept := r.configured
 	r.configured = nil
 	for _, k := range keys {
 		r.configured = append(r.configured, k.ID())
@@ -66,9 +65,6 @@ func (r *reloads) apply(t *rapid.T, keys []keypool.KeyConfig) error {
 	if len(keys) == 0 {
 		r.configured = []string{"keyless"}
 		r.of["keyless"] = newProvider("", 60, 20_000, 5000, time.Now())
-	}
-	for id := range r.off {
-		r.off[id] = r.off[id] && slices.Contains(kept, id) && slices.Contains(r.configured, id)
 	}
 	r.lookAgain(t)
 	return nil

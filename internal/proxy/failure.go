@@ -19,6 +19,7 @@ type failure struct {
 	broken     *reply // the last 5xx, timeout or connection failure
 	forbidden  *reply
 	noModel    *reply
+	mapped     bool // a model that no provider knows is not the one that the client asked for
 	spent      bool
 	off        string // provider whose keys an operator has switched off, all that it does not refuse
 	oversized  string // says that the prompt is larger than any key's limit
@@ -103,6 +104,7 @@ func (f *failure) note(x *exchange, a *answer) {
 	case noModel:
 		r.message = "provider " + x.provider + " does not know this model"
 		f.noModel = r
+		f.mapped = f.mapped || a.model != x.model
 	}
 	if !shaped { // a page, another vendor's error, a part of an answer
 		r.body = nil
@@ -130,6 +132,9 @@ func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	case f.forbidden != nil:
 		x.writeReply(w, f.forbidden)
 	case f.noModel != nil:
+		if !f.mapped { // the client's mistake, as any other that a provider tells it
+			x.outcome = outcomeServed
+		}
 		x.writeReply(w, f.noModel)
 	case f.dry > 0:
 		x.writeDry(w, f.dry)

@@ -32,9 +32,7 @@ func (h *Handler) observe(x *exchange) {
 		Client: x.client, Class: class, Provider: x.provider, Outcome: x.outcome, Status: x.status,
 		Duration: time.Since(x.start), Overhead: x.overhead(), Wait: x.waited, ThinkingStripped: x.stripped,
 	}
-	if x.msg.Stream {
-		seen.FirstToken = x.firstByte
-	}
+	seen.FirstToken = x.firstToken()
 	m.Request(seen)
 	if x.span.Recording() {
 		x.span.End(trace.Result{
@@ -42,6 +40,14 @@ func (h *Handler) observe(x *exchange) {
 			Verdict: x.verdict.String(), Outcome: x.outcome, Attempts: x.attempts, Wait: x.waited, Status: x.status, Error: x.problem(),
 		})
 	}
+}
+
+// firstToken is how long the client waited for its stream to begin; 0: it got none.
+func (x *exchange) firstToken() time.Duration {
+	if !x.msg.Stream || x.status != http.StatusOK {
+		return 0
+	}
+	return x.firstByte
 }
 
 // problem is the outcome where it is none that a client hoped for.

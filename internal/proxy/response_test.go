@@ -112,7 +112,8 @@ func testResponseHeaders(t *testing.T) {
 					want["X-Cc-Relay-Provider"] = []string{"a"}
 					want["X-Cc-Relay-Key"] = []string{r.live.Router.Upstreams()[0].Pool.Keys()[0].ID}
 					want["X-Cc-Relay-Attempts"] = []string{"1"}
-					want["X-Cc-Relay-Wait-Ms"] = []string{"0"}
+					assert.Less(t, waited(t, got), time.Second) // what a busy machine takes
+					want["X-Cc-Relay-Wait-Ms"] = got.header["X-Cc-Relay-Wait-Ms"]
 					want["X-Cc-Relay-Request-Id"] = []string{got.record["request_id"].(string)}
 				}
 				if tt.first == "200 OK" {

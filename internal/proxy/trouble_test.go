@@ -183,7 +183,7 @@ func (tr trouble) start(t *testing.T, keys int, only string) *sim {
 // hurry lets the time of a provider that is slow be up soon.
 func (tr trouble) hurry(a *sim) {
 	if tr.slow {
-		a.FirstTokenTimeout, a.ResponseTimeout, a.IdleTimeout = 600*time.Millisecond, 600*time.Millisecond, 600*time.Millisecond
+		a.FirstTokenTimeout, a.ResponseTimeout, a.IdleTimeout = time.Second, time.Second, time.Second
 	}
 }
 
