@@ -138,7 +138,7 @@ func (x *exchange) account() Account {
 		Outcome: x.outcome, Verdict: x.verdict.String(), Status: x.status,
 		Duration: ms(time.Since(x.start)), TTFT: ms(x.firstToken()), Overhead: ms(x.overhead()), Wait: ms(x.waited),
 		Tokens: tokensOf(x.usage), Partial: x.partial, OwnCredential: x.own, ThinkingStripped: x.stripped,
-		Skipped: leftOut(x.skipped), Further: x.further,
+		Skipped: leftOut(x.skipped, x.printable), Further: x.further,
 	}
 }
 
@@ -156,10 +156,11 @@ func (x *exchange) shown(s *step) Step {
 	return one
 }
 
-func leftOut(skips []router.Skip) []Skipped {
+// leftOut shows skips; printable is for the model, which a client wrote.
+func leftOut(skips []router.Skip, printable func(string) string) []Skipped {
 	var left []Skipped
 	for _, s := range skips {
-		left = append(left, Skipped{Provider: s.Provider, Model: s.Model, Class: s.Class, Why: string(s.Why), Until: s.Until})
+		left = append(left, Skipped{Provider: s.Provider, Model: printable(s.Model), Class: s.Class, Why: string(s.Why), Until: s.Until})
 	}
 	return left
 }
@@ -246,7 +247,7 @@ func (h *Handler) DryRun(t Trial) (Account, error) {
 	if err != nil {
 		return a, err
 	}
-	a.Rule, a.Strategy, a.Skipped = plan.Rule, plan.Strategy, leftOut(plan.Skipped)
+	a.Rule, a.Strategy, a.Skipped = plan.Rule, plan.Strategy, leftOut(plan.Skipped, func(s string) string { return legible(h.Scrub(s)) })
 	for i := range plan.Candidates {
 		c := &plan.Candidates[i]
 		demand.Class, demand.Model = c.Class, c.Asks(t.Model)

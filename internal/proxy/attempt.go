@@ -295,7 +295,9 @@ func (a *answer) mark(x *exchange) {
 	case noModel:
 		a.up.Miss(a.model, time.Now())
 	case overloaded, failed, timedOut, lost, unreachable:
-		outcome = health.Failure
+		if !errors.Is(context.Cause(a.ctx), errTotal) { // that is the relay's own time
+			outcome = health.Failure
+		}
 	}
 	a.lease.done(outcome)
 	if a.verdict == served && a.frames != nil {
@@ -335,7 +337,7 @@ func (a *answer) abandon(x *exchange) {
 	switch {
 	case a.meter.Started(): // the provider has counted it, and said so
 		a.usage = a.meter.Usage()
-		used = keypool.Usage{Input: a.usage.Input, CacheWrite: a.usage.CacheWrite, CacheRead: a.usage.CacheRead, Output: a.usage.Output, Partial: true}
+		used = usedOf(a.usage, true)
 	case a.verdict == lost || a.verdict == timedOut:
 		used.Unreported = true // it may have
 	}
@@ -346,7 +348,13 @@ func (a *answer) abandon(x *exchange) {
 // settleLeft ends an answer whose client has left before it was judged: the
 // provider may have counted the prompt, so what was held for it stays taken.
 func (a *answer) settleLeft(x *exchange) {
-	a.lease.Settle(keypool.Usage{Unreported: true})
+	used := keypool.Usage{Unreported: true}
+	if a.meter.Started() {
+		a.usage = a.meter.Usage()
+		x.usage = a.usage
+		used = usedOf(a.usage, true)
+	}
+	a.lease.Settle(used)
 	x.partial = true
 	a.close(x)
 }

@@ -252,6 +252,11 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, http.StatusMethodNotAllowed, messages.InvalidRequest, "the relay is no proxy: set the client's base URL to its address")
 		return
 	}
+	if strings.ContainsFunc(r.URL.RawQuery, func(c rune) bool { return c <= ' ' || c == 0x7f }) {
+		// HTTP/2 lets it through, and no request line could hold it: no provider must be blamed for that.
+		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "the query has a space or a control character: percent-encode it")
+		return
+	}
 	if r.Header.Get("Upgrade") != "" {
 		w.Header().Set("Connection", "close")
 		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "protocol upgrades are not supported")
@@ -333,9 +338,11 @@ func (h *Handler) serveReady(w http.ResponseWriter, x *exchange) {
 		return
 	}
 	for _, up := range x.live.Router.Upstreams() {
-		if s := up.Pool.GetStats(); s.Dead < s.Total {
-			x.writeText(w, http.StatusOK, "ok\n")
-			return
+		for _, k := range up.Pool.Keys() {
+			if k.State != keypool.StateDead && k.State != keypool.StateOff {
+				x.writeText(w, http.StatusOK, "ok\n")
+				return
+			}
 		}
 	}
 	x.writeText(w, http.StatusServiceUnavailable, "no usable key\n")

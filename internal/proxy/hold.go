@@ -160,7 +160,7 @@ func (g *gate) open() bool {
 	if g.shown {
 		return false // now it is the silence that has been too long
 	}
-	if !g.holding || g.a.frames == nil || g.at.others() {
+	if !g.holding || g.a.frames == nil || g.at.others(g.x) {
 		return false
 	}
 	g.shown = true

@@ -57,19 +57,20 @@ func (a *answer) end(x *exchange) {
 		x.partial = !a.meter.Complete()
 	}
 	x.usage = a.usage
-	used := keypool.Usage{
-		Input:      a.usage.Input,
-		CacheWrite: a.usage.CacheWrite,
-		CacheRead:  a.usage.CacheRead,
-		Output:     a.usage.Output,
-		Partial:    x.partial,
-		Unreported: !a.metered && a.verdict == served,
-	}
-	if max(a.usage.Prompt(), a.usage.Output) > mostTokens { // a debt of hours for a mistake in a report
-		used = keypool.Usage{Unreported: true}
+	used := usedOf(a.usage, x.partial)
+	if !a.metered && a.verdict == served {
+		used.Unreported = true
 	}
 	a.lease.Settle(used)
 	a.close(x)
+}
+
+// usedOf is what a provider reported, for the pool; partial: of an answer that did not end.
+func usedOf(u messages.Usage, partial bool) keypool.Usage {
+	if max(u.Prompt(), u.Output) > mostTokens { // a debt of hours for a mistake in a report
+		return keypool.Usage{Unreported: true}
+	}
+	return keypool.Usage{Input: u.Input, CacheWrite: u.CacheWrite, CacheRead: u.CacheRead, Output: u.Output, Partial: partial}
 }
 
 // mostTokens is more than any answer can cost: the largest context is 1,000,000
@@ -291,8 +292,15 @@ func (x *exchange) commit(w http.ResponseWriter, status int) {
 func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
 	w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	x.commit(w, status)
+	for len(body) > maxWrite {
+		x.write(w, body[:maxWrite])
+		body = body[maxWrite:]
+	}
 	x.write(w, body)
 }
+
+// maxWrite is what a client is given the time of one write for.
+const maxWrite = 256 << 10
 
 // write sends bytes to the client at once and within the write timeout. It does
 // not return where the client is gone.

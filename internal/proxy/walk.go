@@ -14,19 +14,21 @@ import (
 
 // walk is where a request stands in its plan.
 type walk struct {
-	plan    []router.Candidate
-	resort  *router.Candidate // the least bad of those whose breaker is open
-	at      int
-	over    bool             // no more attempts, but for the one after a wait
-	done    bool             // not even that
-	again   bool             // an upstream is being asked once more
-	forced  bool             // it is asked although its breaker is open
-	left    *walk            // where it was when it moved on from an upstream that may be asked again
-	counted int              // attempts that may have cost an upstream work
-	moved   bool             // the one move for broken answers is spent
-	tried   []string         // keys of this upstream that the request must not use again
-	avoid   []string         // keys of the organization that has just failed, used only if no others are left
-	failed  map[int][]string // keys by place in the plan that failed otherwise than for want of room
+	plan     []router.Candidate
+	resort   *router.Candidate // the least bad of those whose breaker is open
+	at       int
+	over     bool             // no more attempts, but for the one after a wait
+	done     bool             // not even that
+	again    bool             // an upstream is being asked once more
+	forced   bool             // it is asked although its breaker is open
+	paid     bool             // the next repeat has been taken from the budget
+	promised bool             // no breaker refuses it
+	left     *walk            // where it was when it moved on from an upstream that may be asked again
+	counted  int              // attempts that may have cost an upstream work
+	moved    bool             // the one move for broken answers is spent
+	tried    []string         // keys of this upstream that the request must not use again
+	avoid    []string         // keys of the organization that has just failed, used only if no others are left
+	failed   map[int][]string // keys by place in the plan that failed otherwise than for want of room
 
 	dry    time.Duration // how soon an upstream that is merely out of room may serve; 0 = none is
 	dryAt  int           // which
@@ -148,13 +150,22 @@ func (w *walk) nextUpstream() bool {
 	return true
 }
 
-// others reports whether an attempt that brings nothing in time would be followed by
-// another. Breakers may have opened since it began.
-func (w *walk) others() bool {
+// others reports whether an attempt that brings nothing in time is given up for another,
+// and then sees to it that there will be one: what has begun must not be thrown away for a
+// repeat that the budget refuses, or a breaker that opens meanwhile.
+func (w *walk) others(x *exchange) bool {
 	if w.over || w.moved || w.counted+1 >= maxCounted || w.again {
 		return false
 	}
-	return slices.ContainsFunc(w.plan[w.at:], letsIn) // the last one may be asked once more
+	for at := w.at + 1; at < len(w.plan); at++ {
+		if w.well(at) {
+			return true
+		}
+	}
+	// Breakers may have opened since it began; the last one may be asked once more.
+	w.paid = slices.ContainsFunc(w.plan[w.at:], letsIn) && x.live.Router.Budget.Take()
+	w.promised = w.paid
+	return w.paid
 }
 
 // letsIn reports whether a candidate's breaker would let a request in.
@@ -212,7 +223,8 @@ func (w *walk) move(x *exchange, a *answer) bool {
 // failing provider be asked twice for each request of everybody. What the budget does
 // not allow is passed over.
 func (w *walk) mayRepeat(x *exchange) bool {
-	if w.again {
+	if w.again || w.paid {
+		w.paid = false
 		return true // there is no move to pay for
 	}
 	next := w.at + 1
@@ -269,14 +281,15 @@ func (w *walk) back(x *exchange) bool {
 		return false
 	}
 	w.again, w.at, w.tried, w.avoid = true, w.left.at, w.left.tried, w.left.avoid
+	w.forced = w.forced || w.promised
 	x.pause(250*time.Millisecond + rand.N(250*time.Millisecond))
 	return !x.clientGone()
 }
 
 // mayReturn reports whether there is an upstream to go back to, and its breaker has
-// not opened since.
+// not opened since it was promised another attempt.
 func (w *walk) mayReturn() bool {
-	return w.left != nil && !w.again && letsIn(w.plan[w.left.at])
+	return w.left != nil && !w.again && (w.promised || letsIn(w.plan[w.left.at]))
 }
 
 // pause waits a little, or until the client leaves.
