@@ -63,7 +63,7 @@ var bounds = []Bound{
 	{"server.limits.body_silence", "", int64(proxy.DefaultBodyTimeout), int64(time.Second), anyTime, "Silence within a body: 408. No key is taken before the body is there.", "internal/proxy/body.go"},
 	{"server.limits.body_rate", "bytes/s", proxy.DefaultBodyRate, 1, 1 << 30, "A body that is slower than this once body_silence has passed: 408.", "internal/proxy/body.go"},
 	{"server.limits.body_time", "", int64(proxy.DefaultBodyTime), int64(time.Second), anyTime, "Until a body is there whole: 408.", "internal/proxy/body.go"},
-	{"server.limits.bodies_bytes", "bytes", proxy.DefaultBodiesBytes, 1 << 20, anyBytes, "Bodies in memory of all requests, counted from before they are read until their answers begin: 529 with retry-after.", "internal/proxy/admit.go"},
+	{"server.limits.bodies_bytes", "bytes", proxy.DefaultBodiesBytes, 1 << 20, anyBytes, "Bodies in memory of all requests, counted as they come, in steps, until their answers begin: 529 with retry-after.", "internal/proxy/admit.go"},
 	{"server.limits.requests", "requests", proxy.DefaultRequests, 1, anyCount, "Requests at work, running streams included: 529 with retry-after.", "internal/proxy/admit.go"},
 	{"server.limits.connections", "connections", 20_000, 1, anyCount, "Connections of clients, and never more than half of what files the process may open. A few more get 529 with retry-after, /livez and /readyz their answer; what comes on top is closed.", "cmd/cc-relay/crowd.go"},
 	{"server.limits.connections_per_source", "connections", 10_000, 1, anyCount, "The same for one IPv4 address or IPv6 /64. The default is for a whole team behind one address.", "cmd/cc-relay/crowd.go"},

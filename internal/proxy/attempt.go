@@ -91,7 +91,7 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 			continue
 		}
 		if at.waited { // there was room after all
-			failed.dry = 0
+			delete(failed.dry, at.here().Upstream.Provider.Name())
 		}
 		a := h.attempt(w, x, &at, key)
 		switch a.verdict {

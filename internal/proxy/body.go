@@ -83,15 +83,16 @@ func (s *steadyReader) stop() {
 }
 
 // readBody reads a body of the declared size (-1: unknown) whole, or nothing of
-// it if that is over the limit or there is no room for it among most bytes. The body
+// it if that is over the limit or there is no room for it among most bytes. Room is
+// taken as the body comes: what a client only announces takes none from others. The body
 // is owned by the caller until release, also with an error.
 func readBody(r io.Reader, size, limit int64, held *room, most int64) (*body, error) {
 	if size > limit {
 		return nil, errBodyTooLarge
 	}
-	first := size
-	if size < 0 {
-		first = min(limit, firstBody)
+	first := min(limit, firstBody)
+	if size >= 0 {
+		first = min(size, firstBody)
 	}
 	if !held.take(first, 0, most) {
 		return nil, errNoRoom
@@ -99,23 +100,42 @@ func readBody(r io.Reader, size, limit int64, held *room, most int64) (*body, er
 	b := bodies.Get().(*body)
 	b.refs.Store(1)
 	b.room, b.taken = held, first
+	b.buf = b.buf[:0]
 	if size < 0 {
 		return b, b.readUnknown(r, limit, most)
 	}
-	if int64(cap(b.buf)) < size {
-		b.buf = make([]byte, size)
+	return b, b.readKnown(r, size, most)
+}
+
+// readKnown doubles what it takes room for, and memory where the buffer is too small.
+func (b *body) readKnown(r io.Reader, size, most int64) error {
+	for {
+		if int64(cap(b.buf)) < b.taken {
+			b.buf = append(make([]byte, 0, b.taken), b.buf...)
+		}
+		got := len(b.buf)
+		b.buf = b.buf[:b.taken]
+		n, err := io.ReadFull(r, b.buf[got:])
+		b.buf = b.buf[:got+n]
+		switch {
+		case err != nil && got > 0 && errors.Is(err, io.EOF):
+			return io.ErrUnexpectedEOF
+		case err != nil:
+			return err
+		case b.taken == size:
+			// Reading up to the end is what lets the server notice a client that leaves.
+			_, err = io.Copy(io.Discard, r)
+			return err
+		}
+		more := min(size-b.taken, b.taken)
+		if !b.room.take(more, b.taken, most) {
+			return errNoRoom
+		}
+		b.taken += more
 	}
-	b.buf = b.buf[:size]
-	_, err := io.ReadFull(r, b.buf)
-	if err == nil {
-		// Reading up to the end is what lets the server notice a client that leaves.
-		_, err = io.Copy(io.Discard, r)
-	}
-	return b, err
 }
 
 func (b *body) readUnknown(r io.Reader, limit, most int64) error {
-	b.buf = b.buf[:0]
 	if cap(b.buf) == 0 {
 		b.buf = make([]byte, 0, firstBody)
 	}

@@ -14,15 +14,17 @@ import (
 // failure gathers why a request got no answer worth showing. Attempts may fail
 // in different ways; write picks the one that tells the client most.
 type failure struct {
-	dry        time.Duration // until the first key has room again, the true time; 0 = no key is merely out of room
+	dry        map[string]time.Time // when the first key of a provider has room again, where one is merely out of room
 	overloaded *reply
 	broken     *reply // the last 5xx, timeout or connection failure
 	forbidden  *reply
 	noModel    *reply
 	mapped     bool // a model that no provider knows is not the one that the client asked for
 	spent      bool
-	off        string // provider whose keys an operator has switched off, all that it does not refuse
-	oversized  string // says that the prompt is larger than any key's limit
+	off        string          // provider whose keys an operator has switched off, all that it does not refuse
+	oversized  map[string]bool // providers of whose keys none can ever hold the prompt
+	largest    int             // of their limits, input tokens a minute
+	tooLong    string          // says so to the client
 
 	unreachable error // no rule leads the model anywhere
 	draining    bool  // an operator keeps requests from all providers of the model
@@ -48,7 +50,7 @@ func (f *failure) refused(err error) {
 	}
 	f.off = ""
 	if exhausted.Left > 0 {
-		f.dryFor(exhausted.RetryAfter)
+		f.dryFor(exhausted.Provider, exhausted.RetryAfter)
 	} else if exhausted.Reason == keypool.ReasonSpent {
 		f.spent = true
 	} else if exhausted.Off > 0 {
@@ -56,11 +58,30 @@ func (f *failure) refused(err error) {
 	}
 }
 
-func (f *failure) dryFor(d time.Duration) {
-	d = max(d, time.Second)
-	if f.dry == 0 || d < f.dry {
-		f.dry = d
+// dryFor notes how long a provider has no room, the true time.
+func (f *failure) dryFor(provider string, d time.Duration) {
+	until := time.Now().Add(max(d, time.Second))
+	if was, ok := f.dry[provider]; ok && was.Before(until) {
+		return
 	}
+	if f.dry == nil {
+		f.dry = map[string]time.Time{}
+	}
+	f.dry[provider] = until
+}
+
+// recovers is how long until the first provider has room again that can hold the prompt;
+// 0: none is merely out of room.
+func (f *failure) recovers(now time.Time) (soonest time.Duration) {
+	for provider, until := range f.dry {
+		if f.oversized[provider] {
+			continue
+		}
+		if d := max(until.Sub(now), time.Second); soonest == 0 || d < soonest {
+			soonest = d
+		}
+	}
+	return soonest
 }
 
 // note gathers a failed attempt.
@@ -73,10 +94,17 @@ func (f *failure) note(x *exchange, a *answer) {
 	switch a.verdict {
 	case limited:
 		if tokens, limit, oversized := a.lease.Oversized(); oversized {
-			f.oversized = fmt.Sprintf("the prompt is about %d tokens, and the largest limit of a key is %d input tokens a minute: no wait helps; shorten the prompt (compact the conversation) or add a key with a larger limit", tokens, limit)
+			if f.oversized == nil {
+				f.oversized = map[string]bool{}
+			}
+			f.oversized[x.provider] = true
+			if limit >= f.largest {
+				f.largest = limit
+				f.tooLong = fmt.Sprintf("the prompt is about %d tokens, and the largest limit of a key is %d input tokens a minute: no wait helps; shorten the prompt (compact the conversation) or add a key with a larger limit", tokens, limit)
+			}
 			return
 		}
-		f.dryFor(a.dryFor())
+		f.dryFor(x.provider, a.dryFor())
 	case spent:
 		f.spent = true
 	case overloaded:
@@ -114,21 +142,22 @@ func (f *failure) note(x *exchange, a *answer) {
 // write answers with the first of these that applies.
 func (f *failure) write(w http.ResponseWriter, x *exchange) {
 	x.outcome = outcomeFailed
+	dry := f.recovers(time.Now())
 	switch {
 	case f.unreachable != nil:
 		x.outcome = outcomeRefused
 		x.writeError(w, http.StatusNotFound, messages.NotFound, f.unreachable.Error())
 	case f.draining:
 		x.writeError(w, messages.StatusOverloaded, messages.Overloaded, "all providers of this model are being drained by the relay's operator; send the request again later")
-	case f.oversized != "":
-		w.Header().Set("X-Should-Retry", "false")
-		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, f.oversized)
-	case f.dry > 0 && f.dry <= dryWithin:
-		x.writeDry(w, f.dry)
+	case dry > 0 && dry <= dryWithin:
+		x.writeDry(w, dry)
 	case f.overloaded != nil:
 		x.writeReply(w, f.overloaded)
 	case f.broken != nil:
 		x.writeReply(w, f.broken)
+	case len(f.oversized) > 0: // nobody else failed in a way that ends
+		w.Header().Set("X-Should-Retry", "false")
+		x.writeError(w, http.StatusTooManyRequests, messages.RateLimit, f.tooLong)
 	case f.forbidden != nil:
 		x.writeReply(w, f.forbidden)
 	case f.noModel != nil:
@@ -136,8 +165,8 @@ func (f *failure) write(w http.ResponseWriter, x *exchange) {
 			x.outcome = outcomeServed
 		}
 		x.writeReply(w, f.noModel)
-	case f.dry > 0:
-		x.writeDry(w, f.dry)
+	case dry > 0:
+		x.writeDry(w, dry)
 	case f.spent:
 		w.Header().Set("X-Should-Retry", "false")
 		x.writeError(w, http.StatusTooManyRequests, messages.Billing, "spend limit reached: the accounts of all usable keys have nothing left to spend; add credit or raise the limit at the provider")

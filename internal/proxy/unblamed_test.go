@@ -3,6 +3,8 @@ package proxy_test
 import (
 	"context"
 	"encoding/json"
+	"io"
+	"net/http"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -12,6 +14,7 @@ import (
 
 	"cc-relay/internal/health"
 	"cc-relay/internal/proxy"
+	"cc-relay/internal/simulator"
 )
 
 // A query that no request line can hold comes through over HTTP/2. It is the client's
@@ -83,4 +86,64 @@ func TestARelayWhoseKeysAreOffIsNotReady(t *testing.T) {
 	assert.Equal(t, 503, ready())
 	require.NoError(t, pool.Enable(keys[1].ID))
 	assert.Equal(t, 200, ready())
+}
+
+// A prompt that is too large for one provider, and another that could hold it fails for
+// the moment: the client is told to come back, not to give up.
+func TestTooLargeForOneProviderOnly(t *testing.T) {
+	for name, tt := range map[string]struct {
+		fault  simulator.Fault
+		status int
+	}{"529": {status(529), 529}, "429": {limit429("5"), 429}, "500": {status(500), 500}} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				b := net.sim(t, "b", simulator.Config{Organizations: []simulator.Organization{owner("b", 1, simulator.Limits{ITPM: 100_000})}})
+				r, _ := oversizeRelay(t, net, []*sim{b}, limit429("30"))
+				require.NoError(t, b.SetFaults([]simulator.Fault{tt.fault}))
+				got := r.do(call{body: tooLarge})
+				assert.Equal(t, tt.status, got.status)
+				assert.NotEqual(t, "false", got.header.Get("X-Should-Retry"))
+				assert.NotContains(t, got.body, "no wait helps")
+				require.NoError(t, b.SetFaults(nil))
+				time.Sleep(20 * time.Second)
+				assert.Equal(t, 200, r.do(call{body: tooLarge}).status)
+			})
+		})
+	}
+}
+
+// What one provider says after the wait for it does not hide that another has room soon.
+func TestTheEarliestOfAllProvidersIsTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		refuses := func(after string) act {
+			return func(w http.ResponseWriter, _ *http.Request, _ asked) {
+				w.Header().Set("Retry-After", after)
+				w.Header().Set("Content-Type", "application/json")
+				w.WriteHeader(http.StatusTooManyRequests)
+				_, _ = io.WriteString(w, `{"type":"error","error":{"type":"rate_limit_error","message":"x"}}`)
+			}
+		}
+		net := newPipes()
+		a, b := net.actor(t, "a", refuses("5")), net.actor(t, "b", refuses("2"))
+		r := newRelay(t, setup{upstreams: []upstream{a.upstream, b.upstream}, pipes: net})
+		time.AfterFunc(time.Second, func() { b.fares(refuses("3000")) })
+		got := r.do(call{body: ask(opus, false)})
+		assert.Equal(t, 429, got.status)
+		assert.Equal(t, 2*time.Second, waited(t, got))
+		assert.Equal(t, "3", got.header.Get("Retry-After"), "5 s, of which 2 have passed")
+	})
+}
+
+// Bodies that are only announced keep nobody out.
+func TestAnnouncedBodiesTakeNoRoom(t *testing.T) {
+	leakFree(t)
+	r := relayOf(t, newSim(t, "a", 1))
+	for range proxy.DefaultBodiesBytes/proxy.DefaultMaxBodyBytes + 1 {
+		_, err := io.WriteString(r.dial(), "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nAuthorization: Bearer "+bobToken+
+			"\r\nContent-Length: "+itoa(proxy.DefaultMaxBodyBytes)+"\r\n\r\n{")
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool { return r.handler.Active() == proxy.DefaultBodiesBytes/proxy.DefaultMaxBodyBytes+1 }, patient, time.Millisecond)
+	assert.Equal(t, 200, r.send(call{body: ask(opus, false)}).status)
 }
