@@ -80,7 +80,7 @@ type Status struct {
 
 // Reason is one thing that keeps the relay from being healthy.
 type Reason struct {
-	// Code is keys_dead, keys_cooling, keys_off, breaker_open, draining, reload_failed
+	// Code is keys_dead, keys_cooling, keys_off, breaker_open, breaker_forced, draining, reload_failed
 	// or no_provider (the relay is down).
 	Code     string `json:"code"`
 	Provider string `json:"provider,omitempty"`

@@ -81,6 +81,10 @@ func breakers(up *router.Upstream) []Breaker {
 			Forced: s.Forced, Failures: s.Failures, Samples: s.Samples,
 		}
 	}
+	known := func(b Breaker) bool { return b.Class == "" }
+	if s, ok := up.Forced(); ok && !slices.ContainsFunc(all, known) {
+		all = append(all, Breaker{State: breakerState(s.State), Until: s.Until.UTC(), Forced: true})
+	}
 	slices.SortFunc(all, func(a, b Breaker) int { return cmp.Compare(a.Class, b.Class) })
 	return all
 }
@@ -196,11 +200,18 @@ func (p *Provider) troubles() []Reason {
 			add(t.code, fmt.Sprintf("%s: %d of %d keys %s", p.Name, n, p.Keys.Total, t.what))
 		}
 	}
-	var shut []string
+	var shut, held []string
 	for _, b := range p.Breakers {
-		if b.State == breakerState(health.Open) || b.State == breakerState(health.HalfOpen) {
+		switch {
+		case b.State != breakerState(health.Open) && b.State != breakerState(health.HalfOpen):
+		case b.Forced:
+			held = append(held, cmp.Or(b.Class, "all classes"))
+		default:
 			shut = append(shut, cmp.Or(b.Class, "no class"))
 		}
+	}
+	if len(held) > 0 {
+		add("breaker_forced", fmt.Sprintf("%s gets no requests for %s, by an operator, for a time; end it with POST /api/v1/breakers/force and the state auto", p.Name, list(held)))
 	}
 	if len(shut) > 0 {
 		add("breaker_open", fmt.Sprintf("%s fails for %s; it is tried again by itself", p.Name, list(shut)))

@@ -127,6 +127,13 @@ func (u *Upstream) Force(class string, state health.State, d time.Duration) {
 // Unforce takes Force back, for one class or, where it is empty, for all.
 func (u *Upstream) Unforce(class string) { u.live().unforce(class) }
 
+// Forced is what Force holds all classes at, for one that was never asked for; false:
+// nothing.
+func (u *Upstream) Forced() (health.Status, bool) {
+	s := u.live().look("").Status()
+	return s, s.Forced
+}
+
 // LaneStatus is how an upstream fares with one model class.
 type LaneStatus struct {
 	Class         string
