@@ -29,6 +29,8 @@ type built struct {
 	live *proxy.Live
 	// change makes the pools that stay what the configuration says.
 	change []func() error
+	// after is for when requests go by the configuration.
+	after []func()
 }
 
 // watchers are told of what happens in the parts.
@@ -164,27 +166,12 @@ func (b *built) upstream(p config.Provider, before *built, w watchers) (*router.
 	}
 	b.change = append(b.change, func() error { return old.Pool.Apply(poolConfig) })
 	if was.Auth != p.Auth || !reflect.DeepEqual(was.Headers, p.Headers) {
-		b.change = append(b.change, func() error { return tryAgain(old.Pool) })
+		b.after = append(b.after, old.Pool.Reconsider)
 	}
 	if old.Transport == next.Transport && reflect.DeepEqual(was.Config, p.Config) {
 		return old, nil
 	}
 	return old.Renew(next), nil
-}
-
-// tryAgain lets keys serve that the provider refused, now that they are shown otherwise.
-func tryAgain(pool *keypool.KeyPool) error {
-	for _, c := range pool.GetStats().Classes {
-		for _, k := range c.Keys {
-			if k.State != keypool.StateDead || k.Reason == keypool.ReasonSpent {
-				continue
-			}
-			if err := pool.Release(k.ID); err != nil && !errors.Is(err, keypool.ErrKeyNotFound) {
-				return err
-			}
-		}
-	}
-	return nil
 }
 
 // stayOff takes the keys out of next that an operator has taken out of old.

@@ -523,5 +523,5 @@ func TestAddressesThatCannotBe(t *testing.T) {
 		assert.ErrorContains(t, err, fmt.Sprintf("cannot listen on %s: a socket needs a path", address))
 	}
 	_, err = newCertificate("none.crt", "none.key", nil)
-	assert.ErrorContains(t, err, "certificate none.crt with key none.key: open none.crt")
+	assert.ErrorContains(t, err, "certificate none.crt: cannot be read: no such file or directory")
 }

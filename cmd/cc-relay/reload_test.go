@@ -97,6 +97,9 @@ func TestKeysAreTriedAgainWithAnotherHeader(t *testing.T) {
 			next, err := build(with(tt.change), first, watchers{log: zerolog.Nop()})
 			require.NoError(t, err)
 			require.NoError(t, next.apply())
+			for _, do := range next.after {
+				do()
+			}
 			var got []keypool.State
 			for _, k := range next.live.Router.Upstreams()[0].Pool.Keys() {
 				got = append(got, k.State)

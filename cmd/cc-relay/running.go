@@ -194,6 +194,9 @@ func (r *running) reloadLocked() (admin.Reload, error) {
 	}
 	r.handler.Load().Swap(next.live)
 	r.now.Store(next)
+	for _, do := range next.after {
+		do()
+	}
 	_ = r.level(next.cfg.Logging.Level) // it has been checked
 	for _, c := range r.certs {
 		if err := c.Reload(); err != nil {

@@ -443,6 +443,26 @@ func (p *KeyPool) Release(keyID string) error {
 	return nil
 }
 
+// Reconsider ends what a provider's refusals of the keys themselves have brought about,
+// for all keys and classes: it is to be called when they are shown to it in another way.
+// Accounts without credit and cool-downs stay as they are.
+func (p *KeyPool) Reconsider() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	refused := func(o *outage) bool { return o.active() && o.reason != ReasonSpent }
+	for _, k := range p.keys {
+		if refused(&k.dead) {
+			k.dead = outage{}
+		}
+		for _, c := range p.classes {
+			if s := c.slots[k.index]; refused(&s.blocked) {
+				s.blocked, s.forbade = outage{}, false
+			}
+		}
+	}
+	p.wakeAllLocked()
+}
+
 // MarkKeyDead takes a key out for all classes: the provider refuses the
 // credential, or its account has nothing left to spend. One live request tries
 // it again after the time that belongs to the reason. Unknown IDs are ignored.

@@ -81,7 +81,7 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 	for {
 		key, ok, err := at.enter(x)
 		if err != nil && !at.waited { // else it has been noted, and with the provider's own time
-			failed.refused(err)
+			failed.refused(placeOf(at.here()), err)
 			at.ran(err)
 		}
 		if err != nil || !ok {
@@ -91,7 +91,7 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 			continue
 		}
 		if at.waited { // there was room after all
-			delete(failed.dry, at.here().Upstream.Provider.Name())
+			delete(failed.dry, placeOf(at.here()))
 		}
 		a := h.attempt(w, x, &at, key)
 		switch a.verdict {
@@ -101,7 +101,7 @@ func (h *Handler) answer(w http.ResponseWriter, x *exchange) (*answer, *failure)
 			a.settleLeft(x)
 			return nil, failed
 		}
-		failed.note(x, a)
+		failed.note(placeOf(at.here()), x, a)
 		a.large = a.oversized()
 		a.abandon(x) // before any pause: what it holds is somebody else's
 		if x.timeLeft() <= 0 {

@@ -128,6 +128,7 @@ func (x *exchange) read(w http.ResponseWriter, held *room) bool {
 		x.refuse(w, http.StatusRequestTimeout, messages.InvalidRequest, "the request body did not arrive in time; send it again")
 		return false
 	case errors.Is(err, errNoRoom):
+		x.release() // what has come of it makes room for others, and the rest is not waited for
 		x.shed(w, shedBodies, "the relay holds as much of requests in memory as it is allowed")
 	case errors.Is(err, errBodyTooLarge):
 		x.refuse(w, http.StatusRequestEntityTooLarge, messages.RequestTooLarge, "the request body is larger than the relay accepts")

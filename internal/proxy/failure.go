@@ -9,22 +9,23 @@ import (
 
 	"cc-relay/internal/keypool"
 	"cc-relay/internal/messages"
+	"cc-relay/internal/router"
 )
 
 // failure gathers why a request got no answer worth showing. Attempts may fail
 // in different ways; write picks the one that tells the client most.
 type failure struct {
-	dry        map[string]time.Time // when the first key of a provider has room again, where one is merely out of room
+	dry        map[place]time.Time // when the first key there has room again, where one is merely out of room
 	overloaded *reply
 	broken     *reply // the last 5xx, timeout or connection failure
 	forbidden  *reply
 	noModel    *reply
 	mapped     bool // a model that no provider knows is not the one that the client asked for
 	spent      bool
-	off        string          // provider whose keys an operator has switched off, all that it does not refuse
-	oversized  map[string]bool // providers of whose keys none can ever hold the prompt
-	largest    int             // of their limits, input tokens a minute
-	tooLong    string          // says so to the client
+	off        string         // provider whose keys an operator has switched off, all that it does not refuse
+	oversized  map[place]bool // where no key can ever hold the prompt
+	largest    int            // of their limits, input tokens a minute
+	tooLong    string         // says so to the client
 
 	unreachable error // no rule leads the model anywhere
 	draining    bool  // an operator keeps requests from all providers of the model
@@ -42,15 +43,15 @@ type reply struct {
 // went wrong.
 const dryWithin = time.Hour
 
-// refused notes that a pool had no key to offer.
-func (f *failure) refused(err error) {
+// refused notes that the pool at a place had no key to offer.
+func (f *failure) refused(at place, err error) {
 	var exhausted *keypool.ExhaustedError
 	if !errors.As(err, &exhausted) {
 		return
 	}
 	f.off = ""
 	if exhausted.Left > 0 {
-		f.dryFor(exhausted.Provider, exhausted.RetryAfter)
+		f.dryFor(at, exhausted.RetryAfter)
 	} else if exhausted.Reason == keypool.ReasonSpent {
 		f.spent = true
 	} else if exhausted.Off > 0 {
@@ -58,23 +59,28 @@ func (f *failure) refused(err error) {
 	}
 }
 
-// dryFor notes how long a provider has no room, the true time.
-func (f *failure) dryFor(provider string, d time.Duration) {
+// place is a provider and one of its classes, each with limits of its own.
+type place struct{ provider, class string }
+
+func placeOf(c *router.Candidate) place { return place{c.Upstream.Provider.Name(), c.Class} }
+
+// dryFor notes how long there is no room, the true time.
+func (f *failure) dryFor(at place, d time.Duration) {
 	until := time.Now().Add(max(d, time.Second))
-	if was, ok := f.dry[provider]; ok && was.Before(until) {
+	if was, ok := f.dry[at]; ok && was.Before(until) {
 		return
 	}
 	if f.dry == nil {
-		f.dry = map[string]time.Time{}
+		f.dry = map[place]time.Time{}
 	}
-	f.dry[provider] = until
+	f.dry[at] = until
 }
 
-// recovers is how long until the first provider has room again that can hold the prompt;
+// recovers is how long until there is room again where the prompt can be held;
 // 0: none is merely out of room.
 func (f *failure) recovers(now time.Time) (soonest time.Duration) {
-	for provider, until := range f.dry {
-		if f.oversized[provider] {
+	for at, until := range f.dry {
+		if f.oversized[at] {
 			continue
 		}
 		if d := max(until.Sub(now), time.Second); soonest == 0 || d < soonest {
@@ -84,8 +90,8 @@ func (f *failure) recovers(now time.Time) (soonest time.Duration) {
 	return soonest
 }
 
-// note gathers a failed attempt.
-func (f *failure) note(x *exchange, a *answer) {
+// note gathers a failed attempt at a place.
+func (f *failure) note(at place, x *exchange, a *answer) {
 	r := &reply{status: a.status, body: a.body}
 	if a.resp != nil {
 		r.header = a.resp.Header
@@ -95,16 +101,16 @@ func (f *failure) note(x *exchange, a *answer) {
 	case limited:
 		if tokens, limit, oversized := a.lease.Oversized(); oversized {
 			if f.oversized == nil {
-				f.oversized = map[string]bool{}
+				f.oversized = map[place]bool{}
 			}
-			f.oversized[x.provider] = true
+			f.oversized[at] = true
 			if limit >= f.largest {
 				f.largest = limit
 				f.tooLong = fmt.Sprintf("the prompt is about %d tokens, and the largest limit of a key is %d input tokens a minute: no wait helps; shorten the prompt (compact the conversation) or add a key with a larger limit", tokens, limit)
 			}
 			return
 		}
-		f.dryFor(x.provider, a.dryFor())
+		f.dryFor(at, a.dryFor())
 	case spent:
 		f.spent = true
 	case overloaded:

@@ -431,7 +431,7 @@ func (o *offer) failure() *failure {
 		switch l := o.lists[up]; {
 		case l.err != nil:
 			silent = true
-			f.refused(l.err)
+			f.refused(place{up.Provider.Name(), keypool.ClassModels}, l.err)
 			var exhausted *keypool.ExhaustedError
 			if !errors.As(l.err, &exhausted) {
 				f.broken = &reply{status: http.StatusBadGateway, message: "provider " + up.Provider.Name() + " does not tell its models"}

@@ -117,7 +117,7 @@ func (t *totals) add(x *exchange) {
 	switch x.outcome {
 	case outcomeServed:
 		t.served.Add(1)
-		if x.attempts > 1 {
+		if x.attempts > 1 && x.verdict == served {
 			t.failovers.Add(1)
 		}
 	case outcomeFailed, outcomeBroken, outcomePanic:

@@ -34,7 +34,7 @@ func (h *Handler) answerOwn(w http.ResponseWriter, x *exchange) (*answer, *failu
 			a.verdict = clientError // in words of the relay, but with its status and headers
 			return a, nil
 		}
-		failed.note(x, a)
+		failed.note(place{x.provider, x.demand.Class}, x, a)
 		a.abandon(x)
 		return nil, failed
 	}

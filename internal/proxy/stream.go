@@ -89,7 +89,7 @@ func (a *answer) json(w http.ResponseWriter, x *exchange) {
 	a.watch.pause()
 	var seen messages.Nesting
 	seen.Add(a.body)
-	x.write(w, a.body)
+	x.writeParts(w, a.body)
 	a.watch.set(a.up.IdleTimeout)
 	buf := make([]byte, 32<<10)
 	for {
@@ -292,6 +292,11 @@ func (x *exchange) commit(w http.ResponseWriter, status int) {
 func (x *exchange) writeBody(w http.ResponseWriter, status int, body []byte) {
 	w.Header()["Content-Length"] = []string{strconv.Itoa(len(body))}
 	x.commit(w, status)
+	x.writeParts(w, body)
+}
+
+// writeParts writes what is long, with the time of a write for each part.
+func (x *exchange) writeParts(w http.ResponseWriter, body []byte) {
 	for len(body) > maxWrite {
 		x.write(w, body[:maxWrite])
 		body = body[maxWrite:]

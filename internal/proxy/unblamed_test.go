@@ -1,10 +1,12 @@
 package proxy_test
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"io"
 	"net/http"
+	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -146,4 +148,35 @@ func TestAnnouncedBodiesTakeNoRoom(t *testing.T) {
 	}
 	require.Eventually(t, func() bool { return r.handler.Active() == proxy.DefaultBodiesBytes/proxy.DefaultMaxBodyBytes+1 }, patient, time.Millisecond)
 	assert.Equal(t, 200, r.send(call{body: ask(opus, false)}).status)
+}
+
+// A body that there is no room for in the middle is refused at once, whatever is left of
+// it and however long the client pauses.
+func TestABodyIsShedInTheMiddle(t *testing.T) {
+	leakFree(t)
+	r := newRelay(t, setup{upstreams: []upstream{newSim(t, "a", 1).upstream}, Config: proxy.Config{BodiesBytes: 1 << 20}})
+	head := func(size string) string {
+		return "POST /v1/messages HTTP/1.1\r\nHost: relay\r\nContent-Type: application/json\r\nAuthorization: Bearer " + bobToken + "\r\n" + size + "\r\n\r\n"
+	}
+	const others = 14 // each of the least that is taken
+	for range others {
+		_, err := io.WriteString(r.dial(), head("Content-Length: 65536"))
+		require.NoError(t, err)
+	}
+	require.Eventually(t, func() bool { return r.handler.Active() == others }, patient, time.Millisecond)
+	time.Sleep(100 * time.Millisecond) // they are at work, and take their room next
+	for name, sent := range map[string]string{
+		"announced": head("Content-Length: 500000") + strings.Repeat(" ", 263_000),
+		"in chunks": head("Transfer-Encoding: chunked") + "7a120\r\n" + strings.Repeat(" ", 263_000),
+	} {
+		t.Run(name, func(t *testing.T) {
+			c := r.dial()
+			_, _ = io.WriteString(c, sent) // it may be refused before it is all sent
+			resp, err := http.ReadResponse(bufio.NewReader(c), nil)
+			require.NoError(t, err)
+			assert.Equal(t, 529, resp.StatusCode)
+			assert.True(t, resp.Close)
+			require.NoError(t, resp.Body.Close())
+		})
+	}
 }
