@@ -31,8 +31,8 @@ func (h *Handler) observe(x *exchange) {
 	seen := metrics.Request{
 		Client: x.client, Class: class, Provider: x.provider, Outcome: x.outcome, Status: x.status,
 		Duration: time.Since(x.start), Overhead: x.overhead(), Wait: x.waited, ThinkingStripped: x.stripped,
+		FirstToken: x.firstToken(),
 	}
-	seen.FirstToken = x.firstToken()
 	m.Request(seen)
 	if x.span.Recording() {
 		x.span.End(trace.Result{

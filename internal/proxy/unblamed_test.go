@@ -151,7 +151,8 @@ func TestAnnouncedBodiesTakeNoRoom(t *testing.T) {
 }
 
 // A body that there is no room for in the middle is refused at once, whatever is left of
-// it and however long the client pauses.
+// it and however long the client pauses. What is left here is so little that net/http
+// would wait for it.
 func TestABodyIsShedInTheMiddle(t *testing.T) {
 	leakFree(t)
 	r := newRelay(t, setup{upstreams: []upstream{newSim(t, "a", 1).upstream}, Config: proxy.Config{BodiesBytes: 1 << 20}})
@@ -166,8 +167,7 @@ func TestABodyIsShedInTheMiddle(t *testing.T) {
 	require.Eventually(t, func() bool { return r.handler.Active() == others }, patient, time.Millisecond)
 	time.Sleep(100 * time.Millisecond) // they are at work, and take their room next
 	for name, sent := range map[string]string{
-		"announced": head("Content-Length: 500000") + strings.Repeat(" ", 263_000),
-		"in chunks": head("Transfer-Encoding: chunked") + "7a120\r\n" + strings.Repeat(" ", 263_000),
+		"announced": head("Content-Length: 300000") + strings.Repeat(" ", 140_000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := r.dial()
