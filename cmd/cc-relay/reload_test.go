@@ -6,8 +6,10 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -107,6 +109,38 @@ func TestKeysAreTriedAgainWithAnotherHeader(t *testing.T) {
 			assert.Equal(t, tt.want, got)
 		})
 	}
+}
+
+// Keys that were refused for the wrong header serve as soon as the file says the right one.
+func TestACorrectedHeaderBringsKeysBack(t *testing.T) {
+	picky := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if !strings.HasPrefix(r.Header.Get("Authorization"), "Bearer ") {
+			w.WriteHeader(http.StatusUnauthorized)
+			_, _ = io.WriteString(w, `{"type":"error","error":{"type":"authentication_error","message":"no bearer token"}}`)
+			return
+		}
+		_, _ = io.WriteString(w, `{"type":"message","usage":{"input_tokens":1,"output_tokens":1}}`)
+	}))
+	t.Cleanup(picky.Close)
+	s := steer(t)
+	with := func(more string) {
+		s.writeText(fmt.Sprintf("clients: %s\nproviders:\n  - {name: picky, base_url: %q, keys: %s%s}\n", twoClients, picky.URL, bothKeys, more))
+	}
+	states := func() (all []string) {
+		_, got := s.call("GET", "/api/v1/keys", "")
+		for _, k := range got["keys"].([]any) {
+			all = append(all, k.(map[string]any)["state"].(string))
+		}
+		return all
+	}
+	with("")
+	s.within("both keys are dead", func() bool {
+		s.status(annToken)
+		return slices.Equal(states(), []string{"dead", "dead"})
+	})
+	with(", auth: bearer")
+	s.within("a request is served", func() bool { return s.status(annToken) == http.StatusOK })
 }
 
 func TestNoReloadLeavesAnOpenListenerWithoutClients(t *testing.T) {

@@ -92,11 +92,12 @@ func (w *Watcher) Run(ctx context.Context, changed func()) {
 		case <-w.events.Errors: //nolint:errcheck // such as events lost: what they said is seen in the files
 			since = postpone(quiet, since)
 			continue
-		case <-quiet.C:
-		case <-poll.C:
-			if !since.IsZero() {
-				continue
+		case <-poll.C: // it may meet a file half written, as an event does
+			if since.IsZero() {
+				since = postpone(quiet, since)
 			}
+			continue
+		case <-quiet.C:
 		}
 		since = time.Time{}
 		if w.look() {

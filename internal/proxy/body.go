@@ -14,8 +14,7 @@ var (
 	errNoRoom       = errors.New("proxy: no room for the request body")
 )
 
-// keptBody bounds the buffers kept for reuse, and firstBody is what a body of
-// unknown length starts with.
+// keptBody bounds the buffers kept for reuse, and firstBody is what a body starts with.
 const (
 	keptBody  = 1 << 20
 	firstBody = 64 << 10
@@ -30,6 +29,7 @@ type body struct {
 	refs  atomic.Int32
 	room  *room
 	taken int64 // of room
+	spare [1]byte
 }
 
 // steadyReader reads from a client that must neither fall silent nor trickle: each
@@ -44,14 +44,25 @@ type steadyReader struct {
 	moved   time.Time
 	slow    bool // it is the rate that sets the deadline
 	got     int64
+	most    int // bytes of one read; 0: as many as there is place for
 }
 
-func newSteadyReader(r io.Reader, rc *http.ResponseController, cfg *Config) *steadyReader {
+func newSteadyReader(r *http.Request, rc *http.ResponseController, cfg *Config) *steadyReader {
 	now := time.Now()
-	return &steadyReader{Reader: r, rc: rc, silence: cfg.BodyTimeout, rate: cfg.BodyRate, start: now, ends: now.Add(cfg.BodyTime)}
+	s := &steadyReader{Reader: r.Body, rc: rc, silence: cfg.BodyTimeout, rate: cfg.BodyRate, start: now, ends: now.Add(cfg.BodyTime)}
+	if len(r.TransferEncoding) > 0 {
+		// Within a chunk the server returns from a read when it is full, not when
+		// something has come: what must be there before the deadline is what a client
+		// that is fast enough sends in half of that time.
+		s.most = max(1, int(min(float64(s.rate)*s.silence.Seconds()/2, firstBody)))
+	}
+	return s
 }
 
 func (s *steadyReader) Read(p []byte) (int, error) {
+	if s.most > 0 && len(p) > s.most {
+		p = p[:s.most]
+	}
 	if now := time.Now(); s.slow || now.Sub(s.moved) > s.silence/4 {
 		s.moved = now
 		_ = s.rc.SetReadDeadline(s.deadline(now)) // a writer without deadlines is a test's
@@ -90,10 +101,11 @@ func readBody(r io.Reader, size, limit int64, held *room, most int64) (*body, er
 	if size > limit {
 		return nil, errBodyTooLarge
 	}
-	first := min(limit, firstBody)
+	whole := limit
 	if size >= 0 {
-		first = min(size, firstBody)
+		whole = size
 	}
+	first := min(whole, firstBody)
 	if !held.take(first, 0, most) {
 		return nil, errNoRoom
 	}
@@ -101,63 +113,44 @@ func readBody(r io.Reader, size, limit int64, held *room, most int64) (*body, er
 	b.refs.Store(1)
 	b.room, b.taken = held, first
 	b.buf = b.buf[:0]
-	if size < 0 {
-		return b, b.readUnknown(r, limit, most)
-	}
-	return b, b.readKnown(r, size, most)
+	return b, b.fill(r, size, whole, most)
 }
 
-// readKnown doubles what it takes room for, and memory where the buffer is too small.
-func (b *body) readKnown(r io.Reader, size, most int64) error {
+// fill reads up to whole bytes into what there is room for. More is taken where the body
+// goes on: of one that says its size as much again, of others a little.
+func (b *body) fill(r io.Reader, size, whole, most int64) error {
 	for {
-		if int64(cap(b.buf)) < b.taken {
-			b.buf = append(make([]byte, 0, b.taken), b.buf...)
-		}
-		got := len(b.buf)
-		b.buf = b.buf[:b.taken]
-		n, err := io.ReadFull(r, b.buf[got:])
-		b.buf = b.buf[:got+n]
-		switch {
-		case err != nil && got > 0 && errors.Is(err, io.EOF):
-			return io.ErrUnexpectedEOF
-		case err != nil:
-			return err
-		case b.taken == size:
-			// Reading up to the end is what lets the server notice a client that leaves.
-			_, err = io.Copy(io.Discard, r)
-			return err
-		}
-		more := min(size-b.taken, b.taken)
-		if !b.room.take(more, b.taken, most) {
-			return errNoRoom
-		}
-		b.taken += more
-	}
-}
-
-func (b *body) readUnknown(r io.Reader, limit, most int64) error {
-	if cap(b.buf) == 0 {
-		b.buf = make([]byte, 0, firstBody)
-	}
-	for {
-		if len(b.buf) == cap(b.buf) {
-			b.buf = append(b.buf, 0)[:len(b.buf)]
-		}
-		n, err := r.Read(b.buf[len(b.buf):cap(b.buf)])
-		b.buf = b.buf[:len(b.buf)+n]
-		switch {
-		case int64(len(b.buf)) > limit:
-			return errBodyTooLarge
-		case errors.Is(err, io.EOF):
-			return nil
-		case err != nil:
-			return err
-		case int64(len(b.buf)) > b.taken:
-			more := max(firstBody, int64(len(b.buf))-b.taken)
-			if !b.room.take(more, b.taken, most) {
+		got := int64(len(b.buf))
+		if got == b.taken && got < whole {
+			more := min(whole-got, got)
+			if size < 0 {
+				more = min(more, firstBody)
+			}
+			if !b.room.take(more, got, most) {
 				return errNoRoom
 			}
 			b.taken += more
+		}
+		if n := int64(cap(b.buf)); n < b.taken {
+			b.buf = append(make([]byte, 0, max(b.taken, min(whole, 2*n))), b.buf...)
+		}
+		into := b.buf[got:b.taken]
+		if got == whole { // reading up to the end also lets the server notice a client that leaves
+			into = b.spare[:]
+		}
+		n, err := r.Read(into)
+		if n > 0 && got == whole {
+			return errBodyTooLarge
+		}
+		b.buf = b.buf[:got+int64(n)]
+		switch {
+		case errors.Is(err, io.EOF):
+			if int64(len(b.buf)) < size {
+				return io.ErrUnexpectedEOF
+			}
+			return nil
+		case err != nil:
+			return err
 		}
 	}
 }

@@ -116,7 +116,7 @@ func (x *exchange) identify(w http.ResponseWriter) bool {
 // read takes the whole body, within the cap and where there is room for it.
 func (x *exchange) read(w http.ResponseWriter, held *room) bool {
 	cfg := &x.live.Config
-	in := newSteadyReader(x.r.Body, http.NewResponseController(w), cfg)
+	in := newSteadyReader(x.r, http.NewResponseController(w), cfg)
 	b, err := readBody(in, x.r.ContentLength, cfg.MaxBodyBytes, held, cfg.BodiesBytes)
 	in.stop()
 	x.body = b

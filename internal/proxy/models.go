@@ -102,9 +102,17 @@ func (h *Handler) fetch(up *router.Upstream, l *modelList) {
 	ctx, cancel := context.WithTimeout(h.base, listTimeout)
 	defer cancel()
 	models, err := h.fetchModels(ctx, up)
+	// l.err is written here only, and a list is fetched once at a time. Said before it is
+	// told: whoever gets an error for it finds the reason in the log.
+	if err != nil && l.err == nil && h.base.Err() == nil {
+		// Nothing of the error: it may quote the request.
+		var status statusError
+		errors.As(err, &status)
+		h.log.Warn().Str("upstream", up.Provider.Name()).Int("status", int(status)).Msg("provider does not tell its models; lists of models lack them")
+	}
 	c := h.models
 	c.mu.Lock()
-	news := err != nil && l.err == nil && h.base.Err() == nil
+	defer c.mu.Unlock()
 	l.err, l.next = err, time.Now().Add(listRetry)
 	if err == nil {
 		l.next = time.Now().Add(listFresh)
@@ -112,13 +120,6 @@ func (h *Handler) fetch(up *router.Upstream, l *modelList) {
 	}
 	close(l.coming)
 	l.coming = nil
-	c.mu.Unlock()
-	if news {
-		// Nothing of the error: it may quote the request.
-		var status statusError
-		errors.As(err, &status)
-		h.log.Warn().Str("upstream", up.Provider.Name()).Int("status", int(status)).Msg("provider does not tell its models; lists of models lack them")
-	}
 }
 
 func byID(models []model) map[string]model {

@@ -70,29 +70,41 @@ func testClientsThatFallSilentInTheirBody(t *testing.T) {
 // A client that is slow but steady is served, and its provider may take longer
 // than a body may be silent.
 func testSlowBodiesAndSlowProviders(t *testing.T) {
-	synctest.Test(t, func(t *testing.T) {
-		body := ask(opus, false) + strings.Repeat(" ", 300_000)
-		answer := answering("application/json", func() io.Reader { return strings.NewReader(message) })
-		c := overPipe(t, roundTrip(func(r *http.Request) (*http.Response, error) {
-			time.Sleep(9 * time.Minute)
-			if r.Context().Err() != nil {
-				return nil, context.Cause(r.Context())
-			}
-			return answer(r)
-		}))
-		in := bufio.NewReader(c)
-		for range 2 { // on one connection: no deadline of the first is left for the second
-			_, err := io.WriteString(c, postHead+fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)))
-			require.NoError(t, err)
-			for i := 0; i < len(body); i += 25_000 {
-				time.Sleep(20 * time.Second)
-				_, err = io.WriteString(c, body[i:min(i+25_000, len(body))])
-				require.NoError(t, err)
-			}
-			resp, err := http.ReadResponse(in, nil)
-			require.NoError(t, err)
-			requireServed(t, readReply(resp), false)
-			time.Sleep(4 * time.Minute)
-		}
-	})
+	body := ask(opus, false) + strings.Repeat(" ", 300_000)
+	for name, test := range map[string]struct {
+		framing, end string
+		times        int // on one connection: no deadline of the first is left for the second
+	}{
+		"declared":     {fmt.Sprintf("Content-Length: %d\r\n\r\n", len(body)), "", 2},
+		"in one chunk": {fmt.Sprintf("Transfer-Encoding: chunked\r\n\r\n%x\r\n", len(body)), "\r\n0\r\n\r\n", 1}, // which ends the connection
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				answer := answering("application/json", func() io.Reader { return strings.NewReader(message) })
+				c := overPipe(t, roundTrip(func(r *http.Request) (*http.Response, error) {
+					time.Sleep(9 * time.Minute)
+					if r.Context().Err() != nil {
+						return nil, context.Cause(r.Context())
+					}
+					return answer(r)
+				}))
+				in := bufio.NewReader(c)
+				for range test.times {
+					_, err := io.WriteString(c, postHead+test.framing)
+					require.NoError(t, err)
+					for i := 0; i < len(body); i += 25_000 {
+						time.Sleep(20 * time.Second)
+						_, err = io.WriteString(c, body[i:min(i+25_000, len(body))])
+						require.NoError(t, err)
+					}
+					_, err = io.WriteString(c, test.end)
+					require.NoError(t, err)
+					resp, err := http.ReadResponse(in, nil)
+					require.NoError(t, err)
+					requireServed(t, readReply(resp), false)
+					time.Sleep(4 * time.Minute)
+				}
+			})
+		})
+	}
 }

@@ -168,6 +168,7 @@ func TestABodyIsShedInTheMiddle(t *testing.T) {
 	time.Sleep(100 * time.Millisecond) // they are at work, and take their room next
 	for name, sent := range map[string]string{
 		"announced": head("Content-Length: 300000") + strings.Repeat(" ", 140_000),
+		"in chunks": head("Transfer-Encoding: chunked") + "493e0\r\n" + strings.Repeat(" ", 140_000),
 	} {
 		t.Run(name, func(t *testing.T) {
 			c := r.dial()
