@@ -47,7 +47,7 @@ func keyActionCommand(name, short string) *cobra.Command {
 		Use:   name + " ID",
 		Short: short,
 		Long:  short + ". ID is the key's, as status shows it.",
-		Args:  cobra.ExactArgs(1),
+		Args:  exactly(1, "which key? give its ID, as `cc-relay status` shows it"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return flags.act(cmd, "/api/v1/keys/"+url.PathEscape(args[0])+"/"+name, admin.KeyAction{Provider: provider})
 		},
@@ -55,6 +55,16 @@ func keyActionCommand(name, short string) *cobra.Command {
 	flags.add(cmd)
 	cmd.Flags().StringVar(&provider, "provider", "", "whose key, where two providers have the same one")
 	return cmd
+}
+
+// exactly is cobra.ExactArgs that says what is missing.
+func exactly(n int, ask string) cobra.PositionalArgs {
+	return func(_ *cobra.Command, args []string) error {
+		if len(args) != n {
+			return errors.New(ask)
+		}
+		return nil
+	}
 }
 
 func providerCommand() *cobra.Command {
@@ -65,7 +75,7 @@ func providerCommand() *cobra.Command {
 	} {
 		var flags adminFlags
 		sub := &cobra.Command{
-			Use: a.name + " NAME", Short: a.short, Args: cobra.ExactArgs(1),
+			Use: a.name + " NAME", Short: a.short, Args: exactly(1, "which provider? give its name, as `cc-relay status` shows it"),
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return flags.act(cmd, "/api/v1/providers/"+url.PathEscape(args[0])+"/"+a.name, nil)
 			},
@@ -84,9 +94,10 @@ func breakerCommand() *cobra.Command {
 	sub := &cobra.Command{
 		Use:   "force PROVIDER open|closed|auto",
 		Short: "Keep all requests from a provider, or let them through, for a while",
-		Long: "Hold the breaker of a provider open (it gets no requests) or closed (it gets them, whatever it\n" +
-			"answers) for a while, or leave it to itself again (auto).",
-		Args:      cobra.ExactArgs(2),
+		Long: "Hold the breaker of a provider open (it gets no requests but those that nothing else can serve:\n" +
+			"`provider drain` keeps those away, too) or closed (it gets them, whatever it answers) for a\n" +
+			"while, or leave it to itself again (auto).",
+		Args:      exactly(2, "give the name of a provider, as `cc-relay status` shows it, and one of open, closed, auto"),
 		ValidArgs: []string{"open", "closed", "auto"},
 		RunE: func(cmd *cobra.Command, args []string) error {
 			force.Provider, force.State = args[0], args[1]

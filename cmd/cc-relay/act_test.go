@@ -48,7 +48,7 @@ func TestActions(t *testing.T) {
 		"a viewer":      {[]string{"key", "on", "may"}, "the token of CC_RELAY_ADMIN_TOKEN may only look: this token may only look; use the one in admin.token"},
 		"no such key":   {[]string{"key", "on", "../x"}, "there is no key"},
 		"no such state": {[]string{"breaker", "force", "bedrock", "ajar"}, `"ajar" is none of open, closed, auto`},
-		"no ID":         {[]string{"key", "off"}, "accepts 1 arg"},
+		"no ID":         {[]string{"key", "off"}, "which key? give its ID"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := f.command(tc.args...)

@@ -121,7 +121,7 @@ func (f *adminFlags) configuration() (config.Server, config.Admin, error) {
 func adminAddress(cfg config.Admin) (string, error) {
 	network, address := cfg.Address()
 	if network == "" {
-		return "", errors.New("the admin listener is off in the configuration: set admin.listen, or name another relay with --admin")
+		return "", errors.New("the admin listener is off in the configuration: set admin.listen (its tokens need server.state: on), or name another relay with --admin")
 	}
 	scheme := "http://"
 	if cfg.TLS.CertFile != "" {
@@ -336,7 +336,7 @@ func (c *adminClient) refused(resp *http.Response) error {
 	}
 	message := body.Error.Message
 	switch {
-	case message == "":
+	case message == "" || body.Error.Code == "": // the port of the clients says errors in another way
 		return c.stranger(resp.StatusCode)
 	case resp.StatusCode == http.StatusUnauthorized:
 		return fmt.Errorf("the relay at %s refused the token of %s: is that another relay's? name its token with --token-file or %s", c.shown, c.source, tokenVariable)
@@ -363,6 +363,7 @@ var waysInCommands = []struct {
 	{regexp.MustCompile(`\bGET /api/v1/requests\b`), "`cc-relay requests`"},
 	{regexp.MustCompile(`\bPOST /api/v1/keys/([^/\s]+)/(on|off|release)\b`), "`cc-relay key $2 $1`"},
 	{regexp.MustCompile(`\bPOST /api/v1/providers/([^/\s]+)/(on|drain)\b`), "`cc-relay provider $2 $1`"},
+	{regexp.MustCompile(`\bPOST /api/v1/breakers/force and the state auto\b`), "`cc-relay breaker force PROVIDER auto`"},
 	{regexp.MustCompile(`\bsay which as \{"provider": NAME\}`), "say which with --provider"},
 }
 

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"slices"
+	"strings"
 	"time"
 
 	"cc-relay/internal/admin"
@@ -88,6 +90,9 @@ func (r *running) adminView() admin.Relay {
 			return account, ok
 		},
 		DryRun: func(_ context.Context, q admin.DryRunRequest) (any, error) {
+			if err := r.knows(q.Client); err != nil {
+				return nil, err
+			}
 			return handler.DryRun(proxy.Trial{Client: q.Client, Model: q.Model, Tokens: q.Tokens, MaxTokens: q.MaxTokens})
 		},
 		Config:     func() ([]byte, error) { return config.Redacted(r.now.Load().cfg) },
@@ -95,6 +100,22 @@ func (r *running) adminView() admin.Relay {
 		Metrics:    r.metrics.Handler(),
 		Scrub:      handler.Scrub,
 	}
+}
+
+// knows returns an error that lists the clients where none is called so; "" is one
+// without a name.
+func (r *running) knows(client string) error {
+	var names []string
+	for _, c := range r.now.Load().cfg.Clients {
+		names = append(names, c.Name)
+	}
+	switch {
+	case client == "" || slices.Contains(names, client):
+		return nil
+	case len(names) == 0:
+		return errors.New("the configuration has no clients: leave the client out")
+	}
+	return fmt.Errorf("there is no client %q; the clients are %s", client, strings.Join(names, ", "))
 }
 
 func (r *running) totals() admin.Totals {

@@ -208,6 +208,16 @@ func TestMistypedCommandsFail(t *testing.T) {
 		assert.Empty(t, stdout, "%v", args)
 		assert.Contains(t, stderr, "unknown command", "%v", args)
 	}
+	for want, args := range map[string][]string{
+		"which key? give its ID":               {"key", "off"},
+		"which provider? give its name":        {"provider", "drain"},
+		"and one of open, closed, auto":        {"breaker", "force", "main"},
+		"which provider? give its name, as `c": {"provider", "on", "a", "b"},
+	} {
+		code, _, stderr := command(t, args...)
+		assert.NotZero(t, code, "%v", args)
+		assert.Contains(t, stderr, want, "%v", args)
+	}
 	code, stdout, _ := command(t, "key")
 	assert.Zero(t, code)
 	assert.Contains(t, stdout, "release")
@@ -247,7 +257,9 @@ func TestCommandsTellOfRequests(t *testing.T) {
 	told = s.said("explain", "--last")
 	assert.Regexp(t, `(?s)1\. slow.*`+ids[0]+`.*2\. slow.*`+ids[1], told)
 
-	told = s.said("explain", "--dry-run", "--model", "claude-sonnet-5-5", "--tokens", "30000")
+	_, _, nobody := s.ask("viewer.token", "explain", "--dry-run", "--model", "claude-sonnet-5-5", "--client", "Ann")
+	assert.Contains(t, nobody, "there is no client \"Ann\"; the clients are ann, ben")
+	told = s.said("explain", "--dry-run", "--model", "claude-sonnet-5-5", "--tokens", "30000", "--client", "ann")
 	assert.Contains(t, told, "a request like this, now")
 	assert.Contains(t, told, "key "+ids[1]+" would be chosen")
 	assert.Contains(t, told, ids[0], "and why not the other")

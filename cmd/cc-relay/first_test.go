@@ -112,6 +112,8 @@ func testOpenListeners(t *testing.T) {
 		"in clear, on purpose":     {providers + clients + "server: {insecure_cleartext: true, allowed_hosts: [relay.example.com]}\n", []string{"--listen", "0.0.0.0:0"}, ""},
 		"admin without TLS":        {providers + clients, []string{"--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"}, "admin.tls: none"},
 		"admin, with server's way": {providers + clients + "server: {insecure_cleartext: true}\n", []string{"--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"}, "admin.tls: none"},
+		"one where the other was":  {providers + "server: {listen: 127.0.0.1:1}\nadmin: {listen: 127.0.0.1:0}\n", []string{"--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, ""},
+		"both at one place":        {providers, []string{"--listen", "127.0.0.1:8799", "--admin-listen", "127.0.0.1:8799"}, "--listen 127.0.0.1:8799 --admin-listen 127.0.0.1:8799: "},
 		"admin, in clear":          {providers + "admin: {insecure_cleartext: true}\n", []string{"--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"}, ""},
 	} {
 		t.Run(name, func(t *testing.T) {

@@ -143,6 +143,18 @@ func TestACorrectedHeaderBringsKeysBack(t *testing.T) {
 	s.within("a request is served", func() bool { return s.status(annToken) == http.StatusOK })
 }
 
+func TestMetricsThatAreOff(t *testing.T) {
+	s := &steered{t: t, up: newHalfway(t), file: filepath.Join(t.TempDir(), "relay.yaml")}
+	s.writeText(s.text(annAlone, oneKey) + "metrics: off\n")
+	s.process = startServe(t, nil, "--config", s.file)
+	token, err := os.ReadFile(s.stateOf("viewer.token"))
+	require.NoError(t, err)
+	s.admin = s.adminAddr
+	status, said := s.callAs(strings.TrimSpace(string(token)), "GET", "/metrics", "")
+	assert.Equal(t, http.StatusNotFound, status)
+	assert.Contains(t, said, "turned off in the configuration")
+}
+
 func TestNoReloadLeavesAnOpenListenerWithoutClients(t *testing.T) {
 	s := &steered{t: t, up: newHalfway(t), file: filepath.Join(t.TempDir(), "relay.yaml")}
 	text := func(listen, clients string) string {

@@ -10,6 +10,7 @@ import (
 	"os/signal"
 	"runtime"
 	"runtime/debug"
+	"strings"
 	"syscall"
 	"time"
 
@@ -41,6 +42,7 @@ func serveCommand() *cobra.Command {
 			}
 			exposed := harden() // not before: variables are taken through /proc/self/mem
 			adapt := func(cfg *config.Config) error {
+				var said []string
 				for _, f := range []struct {
 					name, value string
 					setting     *string
@@ -49,9 +51,13 @@ func serveCommand() *cobra.Command {
 						continue
 					}
 					*f.setting = f.value
-					if err := cfg.Validate(); err != nil {
-						return fmt.Errorf("--%s %s: %w", f.name, f.value, err)
-					}
+					said = append(said, "--"+f.name+" "+f.value)
+				}
+				if len(said) == 0 {
+					return nil
+				}
+				if err := cfg.Validate(); err != nil { // of both, or one may be in the way of the other
+					return fmt.Errorf("%s: %w", strings.Join(said, " "), err)
 				}
 				return nil
 			}

@@ -20,6 +20,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/admin"
+	"cc-relay/internal/messages"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -232,6 +233,10 @@ func TestWhoCannotBeAsked(t *testing.T) {
 	f := newFakeAdmin(t, map[string]any{})
 	stranger := httptest.NewServer(http.NotFoundHandler())
 	t.Cleanup(stranger.Close)
+	clients := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		messages.WriteError(w, http.StatusNotFound, messages.NotFound, "cc-relay serves POST /v1/messages", "req_1")
+	}))
+	t.Cleanup(clients.Close)
 	wrong, empty := filepath.Join(t.TempDir(), "wrong"), filepath.Join(t.TempDir(), "empty")
 	require.NoError(t, os.WriteFile(wrong, []byte("not-the-token\n"), 0o600))
 	require.NoError(t, os.WriteFile(empty, []byte("\n"), 0o600))
@@ -239,17 +244,18 @@ func TestWhoCannotBeAsked(t *testing.T) {
 		args []string
 		want string
 	}{
-		"not running":      {[]string{"--admin", nobody}, "no relay answers at " + nobody + ": start one with `cc-relay serve`"},
-		"no socket":        {[]string{"--admin", "unix:/none/relay.sock"}, "no relay answers at unix:/none/relay.sock"},
-		"wrong token":      {[]string{"--admin", f.URL, "--token-file", wrong}, "refused the token of " + wrong},
-		"empty token file": {[]string{"--admin", f.URL, "--token-file", empty}, "holds no token: it should be one line"},
-		"no token file":    {[]string{"--admin", f.URL, "--token-file", "none"}, "none: no such file"},
-		"another program":  {[]string{"--admin", stranger.URL}, "does not answer like the admin listener of a relay (status 404)"},
-		"not an address":   {[]string{"--admin", "localhost:8788"}, "give a URL such as http://127.0.0.1:8788"},
-		"password in it":   {[]string{"--admin", "http://a:secret@127.0.0.1:1"}, "--admin is not an address"},
-		"in clear":         {[]string{"--admin", "http://relay.example.com:8788"}, "the token would go to relay.example.com:8788 in clear"},
-		"no such setup":    {[]string{"--config", "none.yaml"}, "none.yaml"},
-		"an argument":      {[]string{"now"}, "now"},
+		"not running":       {[]string{"--admin", nobody}, "no relay answers at " + nobody + ": start one with `cc-relay serve`"},
+		"no socket":         {[]string{"--admin", "unix:/none/relay.sock"}, "no relay answers at unix:/none/relay.sock"},
+		"wrong token":       {[]string{"--admin", f.URL, "--token-file", wrong}, "refused the token of " + wrong},
+		"empty token file":  {[]string{"--admin", f.URL, "--token-file", empty}, "holds no token: it should be one line"},
+		"no token file":     {[]string{"--admin", f.URL, "--token-file", "none"}, "none: no such file"},
+		"another program":   {[]string{"--admin", stranger.URL}, "does not answer like the admin listener of a relay (status 404)"},
+		"the clients' port": {[]string{"--admin", clients.URL}, "does not answer like the admin listener of a relay (status 404)"},
+		"not an address":    {[]string{"--admin", "localhost:8788"}, "give a URL such as http://127.0.0.1:8788"},
+		"password in it":    {[]string{"--admin", "http://a:secret@127.0.0.1:1"}, "--admin is not an address"},
+		"in clear":          {[]string{"--admin", "http://relay.example.com:8788"}, "the token would go to relay.example.com:8788 in clear"},
+		"no such setup":     {[]string{"--config", "none.yaml"}, "none.yaml"},
+		"an argument":       {[]string{"now"}, "now"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			code, stdout, stderr := command(t, append([]string{"status"}, tc.args...)...)

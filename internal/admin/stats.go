@@ -192,7 +192,7 @@ func (p *Provider) troubles() []Reason {
 		state      keypool.State
 		code, what string
 	}{
-		{keypool.StateDead, "keys_dead", "refused by the provider; see GET /api/v1/keys for why"},
+		{keypool.StateDead, "keys_dead", "refused by the provider; see GET /api/v1/keys for why, and when that is mended use POST /api/v1/keys/ID/release"},
 		{keypool.StateCooling, "keys_cooling", "told to wait by the provider; they come back by themselves"},
 		{stateOff, "keys_off", "off, by an operator; put them on with POST /api/v1/keys/ID/on"},
 	} {
@@ -211,7 +211,7 @@ func (p *Provider) troubles() []Reason {
 		}
 	}
 	if len(held) > 0 {
-		add("breaker_forced", fmt.Sprintf("%s gets no requests for %s, by an operator, for a time; end it with POST /api/v1/breakers/force and the state auto", p.Name, list(held)))
+		add("breaker_forced", fmt.Sprintf("%s gets no requests for %s that others can serve, by an operator, for a time; end it with POST /api/v1/breakers/force and the state auto", p.Name, list(held)))
 	}
 	if len(shut) > 0 {
 		add("breaker_open", fmt.Sprintf("%s fails for %s; it is tried again by itself", p.Name, list(shut)))

@@ -124,11 +124,11 @@ func (m *Metrics) readAtScrape(o Options) {
 }
 
 // Handler answers scrapes, in the text format or as OpenMetrics, whichever is asked
-// for. It asks for no credential: whoever serves it decides who may scrape. The
-// handler of nil Metrics answers 404.
+// for. It asks for no credential: whoever serves it decides who may scrape. Nil Metrics
+// has none: nil.
 func (m *Metrics) Handler() http.Handler {
 	if m == nil {
-		return http.NotFoundHandler()
+		return nil
 	}
 	return m.handler
 }
