@@ -97,6 +97,10 @@ func testBadFirstFile(t *testing.T) {
 // testOpenListeners: other machines reach no listener without tokens of clients, and
 // none without TLS, unless the configuration says that something else encrypts.
 func testOpenListeners(t *testing.T) {
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	require.NoError(t, err)
+	require.NoError(t, l.Close())
+	free := l.Addr().String()
 	const providers = "providers: [{keys: [{key: sk-ant-open-000001}]}]\n"
 	const clients = "clients: [{name: ann, token: \"" + annToken + "\"}]\n"
 	for name, tt := range map[string]struct {
@@ -112,7 +116,7 @@ func testOpenListeners(t *testing.T) {
 		"in clear, on purpose":     {providers + clients + "server: {insecure_cleartext: true, allowed_hosts: [relay.example.com]}\n", []string{"--listen", "0.0.0.0:0"}, ""},
 		"admin without TLS":        {providers + clients, []string{"--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"}, "admin.tls: none"},
 		"admin, with server's way": {providers + clients + "server: {insecure_cleartext: true}\n", []string{"--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"}, "admin.tls: none"},
-		"one where the other was":  {providers + "server: {listen: 127.0.0.1:1}\nadmin: {listen: 127.0.0.1:0}\n", []string{"--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0"}, ""},
+		"one where the other was":  {providers + "admin: {listen: \"" + free + "\"}\n", []string{"--listen", free, "--admin-listen", "127.0.0.1:0"}, ""},
 		"both at one place":        {providers, []string{"--listen", "127.0.0.1:8799", "--admin-listen", "127.0.0.1:8799"}, "--listen 127.0.0.1:8799 --admin-listen 127.0.0.1:8799: "},
 		"admin, in clear":          {providers + "admin: {insecure_cleartext: true}\n", []string{"--listen", "127.0.0.1:0", "--admin-listen", "0.0.0.0:0"}, ""},
 	} {
