@@ -244,7 +244,10 @@ func (b *buckets) made(now time.Time, h *hold, n float64) {
 // set the levels. It returns how long from now nothing is admitted.
 func (b *buckets) limited(now time.Time, seq uint64, u float64, merged bool, retryAfter time.Duration) time.Duration {
 	b.suspect()
-	told := retryAfter > 0 && b.know[inputLimit] == known
+	// Headers tell levels, and debts of any size. Without them a wait is taken for that
+	// of a bucket that refills only where it is no longer than one takes to be full:
+	// what lasts longer is another limit, of a day or a month, and says nothing of levels.
+	told := retryAfter > 0 && retryAfter <= longestCool && b.know[inputLimit] == known && (merged || retryAfter <= time.Minute)
 	if input := b.limiter.BucketsAt(now).Input; told && !merged { // no level was told, but the wait tells it
 		level := u - retryAfter.Minutes()*input.Limit
 		b.newest[inputLimit] = max(b.newest[inputLimit], seq) // so that settlement gives nothing back

@@ -285,7 +285,7 @@ func TestACoolDownIsOfOneClassAndAllKeysOfAnOrganization(t *testing.T) {
 		p := newPool(t, "", keys...)
 		lease := acquire(t, p, keypool.Demand{Class: opus, Exclude: ids[1:]})
 		assert.ElementsMatch(t, ids[:2], lease.OwnerKeys())
-		lease.Limited(2 * time.Hour)
+		lease.Limited(30 * time.Second)
 		assert.Equal(t, time.Second, cooling(t, p, opus, ids[1]))
 		assert.Zero(t, cooling(t, p, opus, ids[2]))
 		assert.Zero(t, cooling(t, p, keypool.ClassAny, ids[0]))
@@ -296,4 +296,24 @@ func TestACoolDownIsOfOneClassAndAllKeysOfAnOrganization(t *testing.T) {
 		assert.Zero(t, cooling(t, p, opus, ids[0]), "the operator knows better")
 		assert.ErrorIs(t, p.Release("nobody"), keypool.ErrKeyNotFound)
 	})
+}
+
+// A bucket is full within a minute: a longer wait that comes without levels is another
+// limit's, and leaves no debt behind.
+func TestALongWaitWithoutHeaders(t *testing.T) {
+	for name, back := range map[string]func(p *keypool.KeyPool, id string){
+		"somebody tries after an hour": func(*keypool.KeyPool, string) { time.Sleep(time.Hour) },
+		"the operator knows better":    func(p *keypool.KeyPool, id string) { _ = p.Release(id) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, 0, 60_000, 0)
+				p := newPool(t, "", k)
+				require.Equal(t, time.Hour, refusal(t, p, k.ID(), 1000, 31*24*time.Hour))
+				require.Equal(t, 0, room(t, p, opus))
+				back(p, k.ID())
+				assert.Positive(t, room(t, p, opus))
+			})
+		})
+	}
 }

@@ -197,7 +197,8 @@ func (l Lease) ProducedAt(now time.Time, n int) {
 // be served before: the class then cools for at most 1 s, and for all of
 // retryAfter on a second refusal within 10 s. Otherwise it cools for retryAfter,
 // or, where none is named, for 1 s, doubling to 60 s until an answer succeeds;
-// never for more than 1 h. Until one does, only one request at a time tries.
+// never for more than 1 h. A wait of more than a minute without headers is none of a
+// bucket, and always counts in full. Until one does, only one request at a time tries.
 // It returns how long the class cools; 0: it does not.
 func (l Lease) Limited(retryAfter time.Duration) time.Duration {
 	return l.LimitedAt(time.Now(), retryAfter)
@@ -330,13 +331,34 @@ func (l Lease) SucceededAt(now time.Time) {
 		l.key.cool.forgive(now)
 		h.slot.buckets.cool.forgive(now)
 		h.slot.forbade = false
-		if back {
-			h.slot.buckets.wakeNext()
+		if back { // also those that wait for another key
+			l.pool.wakeAllLocked()
 		}
 	}
 	l.pool.mu.Unlock()
+	l.pool.logBack(back, l.key.id)
+}
+
+// Accepted records an answer that shows that the provider accepts the key's
+// credential, whatever it makes of the request: a refused credential is forgiven as
+// by Succeeded, and nothing else is.
+func (l Lease) Accepted() {
+	if l.pool == nil {
+		return
+	}
+	l.pool.mu.Lock()
+	back := l.hold.generation == l.generation && l.key.dead.reason == ReasonUnauthorized && l.key.dead.forgive(l.hold.at)
 	if back {
-		l.pool.log.Info().Str("key_id", l.key.id).Msg("key serves again")
+		l.pool.wakeAllLocked()
+	}
+	l.pool.mu.Unlock()
+	l.pool.logBack(back, l.key.id)
+}
+
+// logBack tells that a key is out no more.
+func (p *KeyPool) logBack(back bool, keyID string) {
+	if back {
+		p.log.Info().Str("key_id", keyID).Msg("key serves again")
 	}
 }
 

@@ -105,6 +105,7 @@ func (p *KeyPool) mergeLocked(now time.Time, from *owner, into *key) {
 			p.rescopeLocked(k)
 		}
 	}
+	into.owner.limits = p.configured(into.owner)
 }
 
 // absorb makes b's requests and levels a's own: what was there less what either

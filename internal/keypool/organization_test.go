@@ -3,6 +3,7 @@ package keypool_test
 import (
 	"context"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -328,4 +329,25 @@ func conservesCapacity(t *rapid.T) {
 		require.Equal(t, owners*limit-taken, got.Remaining.ITPM)
 		require.Equal(t, len(open), got.InFlight)
 	}
+}
+
+// The limits of an organization are those that any of its keys is configured with, in
+// classes that nobody has used yet as well, and stay the operator's.
+func TestMergingKeepsConfiguredLimits(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a, b := keyOf(0, 0, 0, 0), keyOf(1, 7, 1000, 0)
+		p := newPool(t, "", a, b)
+		org := http.Header{"Anthropic-Organization-Id": {"org-1"}}
+		for _, k := range []keypool.KeyConfig{a, b} {
+			require.NoError(t, p.UpdateClassFromHeaders(k.ID(), opus, org))
+		}
+		want := ratelimit.Limits{RPM: 7, ITPM: 1000}
+		assert.Equal(t, want, of(t, p, opus, a.ID()).Limits)
+		acquire(t, p, keypool.Demand{Class: "sonnet-5"}).Settle(keypool.Usage{})
+		assert.Equal(t, want, of(t, p, "sonnet-5", a.ID()).Limits)
+		acquire(t, p, keypool.Demand{Class: opus}).Settle(keypool.Usage{Input: 10})
+
+		next := reborn(t, p, a, keyOf(1, 14, 2000, 0))
+		assert.Equal(t, ratelimit.Limits{RPM: 14, ITPM: 2000}, of(t, next, opus, a.ID()).Limits, "another one is written")
+	})
 }

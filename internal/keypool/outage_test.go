@@ -290,3 +290,24 @@ func TestOnDeadIsToldOnceAnOutage(t *testing.T) {
 	p.MarkKeyDead("unknown", keypool.ReasonSpent)
 	assert.Equal(t, []string{"spent", "forbidden"}, told)
 }
+
+// An answer that shows that the credential was read ends that outage and no other.
+func TestAccepted(t *testing.T) {
+	for why, back := range map[keypool.Reason]bool{keypool.ReasonUnauthorized: true, keypool.ReasonSpent: false} {
+		t.Run(string(why), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				k := keyOf(0, plenty, plenty, plenty)
+				p := newPool(t, "", k)
+				late := acquire(t, p, keypool.Demand{Class: opus})
+				p.MarkKeyDead(k.ID(), why)
+				late.Accepted()
+				require.Equal(t, keypool.StateDead, of(t, p, opus, k.ID()).State, "it was sent before")
+				time.Sleep(time.Hour)
+				probe := acquire(t, p, keypool.Demand{Class: opus})
+				probe.Accepted()
+				assert.Equal(t, back, of(t, p, opus, k.ID()).State == keypool.StateAvailable)
+			})
+		})
+	}
+	keypool.Lease{}.Accepted() // holds nothing
+}

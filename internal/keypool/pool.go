@@ -438,8 +438,8 @@ func (p *KeyPool) Release(keyID string) error {
 		s := c.slots[k.index]
 		s.blocked, s.forbade = outage{}, false
 		s.buckets.cool.lift()
-		s.buckets.wakeNext()
 	}
+	p.wakeAllLocked()
 	return nil
 }
 
@@ -473,6 +473,9 @@ func (p *KeyPool) MarkKeyDeadAt(now time.Time, keyID string, why Reason) {
 	p.mu.Lock()
 	k, ok := p.byID[keyID]
 	news := ok && k.dead.strike(now, why)
+	if news { // those that wait for it
+		p.wakeAllLocked()
+	}
 	p.mu.Unlock()
 	if news {
 		p.tellDead(keyID, why)
@@ -496,6 +499,9 @@ func (p *KeyPool) MarkKeyForbidden(keyID, class, client string, account bool) {
 		s.forbade, s.forbadeClient = true, client
 		if account || second || s.blocked.active() {
 			news = s.blocked.strike(now, ReasonForbidden)
+		}
+		if news {
+			p.wakeAllLocked()
 		}
 	}
 	p.mu.Unlock()

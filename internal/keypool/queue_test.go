@@ -312,3 +312,72 @@ func TestAWaiterThatChangesQueues(t *testing.T) {
 		q.end("second 601ms", "first 1.4s")
 	})
 }
+
+// What happens to one key concerns those who wait for another.
+func TestWhoWaitsForOneKeyLooksAtTheOthers(t *testing.T) {
+	for name, tt := range map[string]struct {
+		second func(p *keypool.KeyPool, id string)                               // how the second key is out
+		change func(p *keypool.KeyPool, first, second string, try keypool.Lease) // after 1 s
+		at     int                                                               // which key serves; -1: none can in time
+		after  time.Duration
+	}{
+		"another is released": {
+			func(p *keypool.KeyPool, id string) { p.MarkKeyDead(id, keypool.ReasonUnauthorized) },
+			func(p *keypool.KeyPool, _, second string, _ keypool.Lease) { _ = p.Release(second) }, 1, time.Second,
+		},
+		"another has recovered": {
+			func(p *keypool.KeyPool, id string) { p.MarkKeyForbidden(id, opus, "", true) },
+			func(_ *keypool.KeyPool, _, _ string, try keypool.Lease) { try.Succeeded() }, 1, time.Second,
+		},
+		"another was refused in vain": {
+			func(p *keypool.KeyPool, id string) { p.MarkKeyDead(id, keypool.ReasonUnauthorized) },
+			func(_ *keypool.KeyPool, _, _ string, try keypool.Lease) { try.Accepted() }, 1, time.Second,
+		},
+		"it is dead": {
+			func(p *keypool.KeyPool, id string) { p.MarkKeyExhausted(id, 40*time.Second) },
+			func(p *keypool.KeyPool, first, _ string, _ keypool.Lease) {
+				p.MarkKeyDead(first, keypool.ReasonSpent)
+			}, -1, time.Second,
+		},
+		"it may not serve the class": {
+			func(p *keypool.KeyPool, id string) { p.MarkKeyExhausted(id, 40*time.Second) },
+			func(p *keypool.KeyPool, first, _ string, _ keypool.Lease) {
+				p.MarkKeyForbidden(first, opus, "", true)
+			}, -1, time.Second,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				keys, ids := keysOf(2, plenty, 0, 0)
+				wait := 30 * time.Second
+				p, err := keypool.NewKeyPool("test", keypool.PoolConfig{Keys: keys, MaxWait: &wait})
+				require.NoError(t, err)
+				d := keypool.Demand{Class: opus}
+				acquire(t, p, d).Settle(keypool.Usage{}) // now there is such a class
+				tt.second(p, ids[1])
+				var try keypool.Lease
+				if of(t, p, opus, ids[1]).State == keypool.StateDead {
+					time.Sleep(5 * time.Minute)
+					d.Exclude = ids[:1]
+					try = acquire(t, p, d) // the probe
+					d.Exclude = nil
+				}
+				p.MarkKeyExhausted(ids[0], 9*time.Second)
+				start, done := time.Now(), make(chan keypool.Lease)
+				go func() {
+					l, _ := p.Acquire(context.Background(), d)
+					done <- l
+				}()
+				time.Sleep(time.Second)
+				tt.change(p, ids[0], ids[1], try)
+				got := <-done
+				want := ""
+				if tt.at >= 0 {
+					want = ids[tt.at]
+				}
+				assert.Equal(t, want, got.KeyID())
+				assert.Equal(t, tt.after, time.Since(start))
+			})
+		})
+	}
+}

@@ -146,15 +146,20 @@ func (r *restoring) buckets(b *buckets, s OwnerSnapshot, limits ratelimit.Limits
 		saved *BucketSnapshot
 		limit *int
 	}{{&s.Requests, &limits.RPM}, {&s.Input, &limits.ITPM}, {&s.Output, &limits.OTPM}} {
-		if kind.saved.Limit > 0 {
+		capacity := kind.saved.Capacity
+		switch {
+		case kind.saved.Configured && kind.saved.Limit != *kind.limit:
+			capacity = 0 // of another limit: it says nothing of this one's
+		case kind.saved.Configured:
+		case kind.saved.Limit > 0:
 			*kind.limit = min(kind.saved.Limit, maxRestored)
 			b.know[i], b.told[i] = known, true
-		} else if kind.saved.Absent && *kind.limit == 0 {
+		case kind.saved.Absent && *kind.limit == 0:
 			b.know[i] = absent
 		}
 		if limit := float64(*kind.limit); kind.saved.Capacity > 0 {
 			level := max(kind.saved.Level, -limit*longPause.Minutes()) + limit*r.age.Minutes()
-			seen[i] = ratelimit.Observation{Seen: true, Level: level, Capacity: kind.saved.Capacity}
+			seen[i] = ratelimit.Observation{Seen: true, Level: level, Capacity: capacity}
 		}
 	}
 	b.limiter.SetLimitAt(r.now, limits)

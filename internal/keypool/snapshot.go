@@ -66,8 +66,10 @@ type OwnerSnapshot struct {
 
 // BucketSnapshot is one limit. The zero value knows nothing of it.
 type BucketSnapshot struct {
-	// Limit is a minute's; 0 = the configured one, or none known.
+	// Limit is a minute's; 0 = none known.
 	Limit int `json:"limit,omitempty"`
+	// Configured: Limit is what the operator wrote; what is written next time goes before it.
+	Configured bool `json:"configured,omitempty"`
 	// Capacity is the most the bucket holds, and Level what it held, less than 0 in debt.
 	Capacity float64 `json:"capacity,omitempty"`
 	Level    float64 `json:"level,omitempty"`
@@ -107,7 +109,11 @@ func (p *KeyPool) SnapshotAt(now time.Time) Snapshot {
 		if _, ok := scopes[k.scope]; !ok {
 			scopes[k.scope] = i
 		}
-		s.Keys = append(s.Keys, KeySnapshot{ID: k.id, Organization: k.owner.id, Workspace: k.workspace, Scope: scopes[k.scope],
+		organization := ""
+		if k.told { // else it is only what the operator says of it, who may say otherwise next time
+			organization = k.owner.id
+		}
+		s.Keys = append(s.Keys, KeySnapshot{ID: k.id, Organization: organization, Workspace: k.workspace, Scope: scopes[k.scope],
 			Cool: k.cool.snapshot(now), Dead: k.dead.snapshot()})
 	}
 	for _, name := range slices.Sorted(maps.Keys(p.classes)) {
@@ -211,10 +217,7 @@ func (b *buckets) snapshot(now time.Time, configured ratelimit.Limits) OwnerSnap
 		case b.know[i] == absent:
 			kind.to.Absent = true
 		case limit != kind.configured || kind.bucket.Level < kind.bucket.Capacity || kind.bucket.Capacity < kind.bucket.Limit:
-			*kind.to = BucketSnapshot{Limit: limit, Capacity: kind.bucket.Capacity, Level: kind.bucket.Level}
-			if limit == kind.configured { // what the operator writes next time goes before it
-				kind.to.Limit = 0
-			}
+			*kind.to = BucketSnapshot{Limit: limit, Configured: limit == kind.configured, Capacity: kind.bucket.Capacity, Level: kind.bucket.Level}
 		}
 	}
 	return s

@@ -260,3 +260,34 @@ func TestWhatASnapshotHolds(t *testing.T) {
 		assert.Contains(t, string(text), ids[0])
 	})
 }
+
+// What was seen of one limit says nothing of how much another one lets save up.
+func TestALimitRaisedBetweenTwoRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t, "", keyOf(0, 0, 20_000, 0))
+		served(t, p, keypool.Demand{Class: opus}, nil)
+		raised := keyOf(0, 0, 200_000, 0)
+		next := reborn(t, p, raised)
+		assert.Equal(t, 19_000, of(t, next, opus, raised.ID()).Remaining.ITPM, "the level stays")
+		time.Sleep(time.Minute)
+		assert.Equal(t, 200_000, of(t, next, opus, raised.ID()).Remaining.ITPM)
+		assert.Equal(t, 0, of(t, reborn(t, next, keyOf(0, 0, 0, 0)), opus, raised.ID()).Limits.ITPM, "what the operator takes back is not learned")
+	})
+}
+
+// An organization that only the operator has named is another one when he says so.
+func TestAnOrganizationCorrectedBetweenTwoRuns(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		keys, ids := keysOf(2, 0, 0, 0)
+		keys[0].Organization, keys[1].Organization = "one", "one"
+		p := newPool(t, "", keys...)
+		h := rateHeaders(1000, 0)
+		h.Set("Anthropic-Organization-Id", "org-1")
+		require.NoError(t, p.UpdateClassFromHeaders(ids[0], opus, h))
+		require.Equal(t, 0, of(t, reborn(t, p, keys...), opus, ids[1]).Remaining.RPM)
+		keys[1].Organization = "two"
+		next := reborn(t, p, keys...)
+		assert.Equal(t, ids[1], acquire(t, next, keypool.Demand{Class: opus}).KeyID())
+		assert.Zero(t, of(t, next, opus, ids[1]).Limits.RPM, "nothing is known of it")
+	})
+}

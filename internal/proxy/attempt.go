@@ -129,6 +129,7 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	}()
 	x.dress(h, a)
 	x.attempts++
+	at.paid = false
 	x.provider, x.keyID = a.up.Provider.Name(), key.KeyID()
 	if x.msg.Stream {
 		a.gate.opens(w, x, a, at)
@@ -276,6 +277,10 @@ func (a *answer) mark(x *exchange) {
 	}
 	pool, id, class := a.up.Pool, a.lease.KeyID(), x.demand.Class
 	outcome := health.Neither
+	switch a.status { // of a request whose credential was read; one that is too large may not have got so far
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusTooManyRequests:
+		a.lease.Accepted()
+	}
 	switch a.verdict {
 	case served:
 		a.lease.Succeeded()

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/stretchr/testify/assert"
+	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/router"
 )
@@ -129,6 +130,40 @@ func testEverythingFails(t *testing.T) {
 			})
 		})
 	}
+}
+
+// A provider that is well may be asked without the budget. Where it turns out to have no
+// key, going back to the one that failed is a repeat like any other.
+func TestAWellProviderWithoutAKey(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		net := newPipes()
+		a, b := net.actor(t, "a", after(think, well)), net.actor(t, "b", well)
+		r := net.cast(t, router.Config{}, a, b)
+		off := r.live.Router.Upstreams()[1].Pool
+		require.NoError(t, off.Disable(off.Keys()[0].ID))
+		require.Empty(t, load(r, heavy, time.Second).others)
+		count := make(chan int, 1)
+		count <- 0
+		a.fares(func(w http.ResponseWriter, r *http.Request, q asked) { // too few fail to open a breaker
+			at := <-count + 1
+			count <- at
+			if at%3 == 0 {
+				answers(529)(w, r, q)
+				return
+			}
+			after(think, well)(w, r, q)
+		})
+		const during = 3 * time.Second
+		start, before := time.Now(), len(a.got())
+		got := load(r, heavy, during)
+		clients, sent := int(during.Seconds()*heavy), len(a.got())-before
+		most := 1.1*float64(clients) + 3*time.Since(start).Seconds() + 3 + 0.1*heavy // what was saved before
+		t.Logf("%d requests at the provider for %d of clients, at most %.0f", sent, clients, most)
+		assert.LessOrEqual(t, float64(sent), most)
+		assert.Greater(t, got.served, clients*2/3, "what the budget allows is sent once more")
+		assert.Empty(t, b.got())
+	})
 }
 
 // The second in line has not been asked for anything when the first one dies: two

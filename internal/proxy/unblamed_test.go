@@ -181,3 +181,32 @@ func TestABodyIsShedInTheMiddle(t *testing.T) {
 		})
 	}
 }
+
+// A key that was refused is tried once more. Whatever that request meets, once the
+// credential was read the key serves again.
+func TestAProbeOfACredentialThatMeetsSomethingElse(t *testing.T) {
+	for code, back := range map[int]bool{400: true, 403: true, 404: true, 413: false, 429: true, 529: false, 401: false} {
+		t.Run(itoa(code), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				a := net.sim(t, "a", simulator.Config{Organizations: []simulator.Organization{owner("a", 1, simulator.Limits{})}})
+				r := net.relay(t, a)
+				first, probe := status(401), status(code)
+				first.Nth, probe.Nth = 1, 2
+				require.NoError(t, a.SetFaults(faults(first, probe)))
+				require.Equal(t, 502, r.do(call{body: ask(opus, false)}).status)
+				time.Sleep(5*time.Minute + time.Second)
+				r.do(call{body: ask(opus, false)})
+				require.Len(t, a.Seen(), 2)
+				time.Sleep(2 * time.Second)
+				got := r.do(call{body: ask(opus, false)})
+				if back {
+					requireServed(t, got, false)
+					return
+				}
+				assert.Equal(t, 502, got.status)
+				assert.Len(t, a.Seen(), 2)
+			})
+		})
+	}
+}

@@ -21,7 +21,7 @@ type walk struct {
 	done     bool             // not even that
 	again    bool             // an upstream is being asked once more
 	forced   bool             // it is asked although its breaker is open
-	paid     bool             // the next repeat has been taken from the budget
+	paid     bool             // the next repeat has been taken from the budget; sending it uses that up
 	promised bool             // no breaker refuses it
 	left     *walk            // where it was when it moved on from an upstream that may be asked again
 	counted  int              // attempts that may have cost an upstream work
@@ -138,7 +138,7 @@ func (w *walk) mayResort(x *exchange) bool {
 	if w.resort == nil || w.dry > 0 || w.forced {
 		return false
 	}
-	return x.attempts == 0 || w.resort.Lane.Status().State == health.Ramping && x.live.Router.Budget.Take()
+	return x.attempts == 0 || w.resort.Lane.Status().State == health.Ramping && w.pay(x)
 }
 
 func (w *walk) nextUpstream() bool {
@@ -163,9 +163,8 @@ func (w *walk) others(x *exchange) bool {
 		}
 	}
 	// Breakers may have opened since it began; the last one may be asked once more.
-	w.paid = slices.ContainsFunc(w.plan[w.at:], letsIn) && x.live.Router.Budget.Take()
-	w.promised = w.paid
-	return w.paid
+	w.promised = slices.ContainsFunc(w.plan[w.at:], letsIn) && w.pay(x)
+	return w.promised
 }
 
 // letsIn reports whether a candidate's breaker would let a request in.
@@ -209,7 +208,7 @@ func (w *walk) move(x *exchange, a *answer) bool {
 	}
 	w.moved = w.moved || c.oneMove
 	if c.again {
-		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys()}
+		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys(), counted: w.counted}
 	}
 	if c.counted && !w.mayRepeat(x) {
 		w.done = true
@@ -224,12 +223,11 @@ func (w *walk) move(x *exchange, a *answer) bool {
 // not allow is passed over.
 func (w *walk) mayRepeat(x *exchange) bool {
 	if w.again || w.paid {
-		w.paid = false
 		return true // there is no move to pay for
 	}
 	next := w.at + 1
 	if next == len(w.plan) {
-		return !w.mayReturn() || x.live.Router.Budget.Take()
+		return !w.mayReturn() || w.pay(x)
 	}
 	if w.maySend(x, next) {
 		return true
@@ -244,7 +242,13 @@ func (w *walk) mayRepeat(x *exchange) bool {
 }
 
 // maySend reports whether a request that has failed may be sent to this place of the plan.
-func (w *walk) maySend(x *exchange, at int) bool { return w.well(at) || x.live.Router.Budget.Take() }
+func (w *walk) maySend(x *exchange, at int) bool { return w.well(at) || w.pay(x) }
+
+// pay takes the next repeat from the retry budget, once.
+func (w *walk) pay(x *exchange) bool {
+	w.paid = w.paid || x.live.Router.Budget.Take()
+	return w.paid
+}
 
 func (w *walk) well(at int) bool {
 	s := w.plan[at].Lane.Status()
@@ -277,7 +281,7 @@ func (a *answer) oversized() bool {
 // back returns, once and after a moment, to the upstream that failed last, where
 // no later one can serve. It avoids the organization that failed.
 func (w *walk) back(x *exchange) bool {
-	if !w.mayReturn() {
+	if !w.mayReturn() || w.left.counted > 0 && !w.pay(x) {
 		return false
 	}
 	w.again, w.at, w.tried, w.avoid = true, w.left.at, w.left.tried, w.left.avoid
