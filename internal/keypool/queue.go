@@ -3,7 +3,7 @@ package keypool
 import "time"
 
 // maxWaitingBytes bounds how many bytes of prompt the requests that wait in one pool
-// may hold in memory; how many requests there may be is PoolConfig.MaxWaiting.
+// may hold, as the prompts are weighed (Demand.Bytes); how many requests there may be is PoolConfig.MaxWaiting.
 const maxWaitingBytes = 256 << 20
 
 // Turn is one request's place in the queues of a pool. The zero Turn has none.

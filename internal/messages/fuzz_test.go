@@ -180,6 +180,7 @@ func FuzzPrefix(f *testing.F) {
 		`{"messages":[{"content":[{"cache_control":{"type":"ephemeral"},"cache_control":null},{"type":"thinking"},7,"x",[{}]],"role":"user","content":{}},null,[]],"model":"m","thinking":1}`,
 		`{"model":"m","system":[{"type":"text","text":"x-anthropic-billing-header: a"},{"type":"text","text":""}],"messages":[{"role":"assistant","content":[{"content":[{"type":"image"}]}]}]}`,
 		claude{"aad", "low", true, 2}.body(),
+		pictures(40_000),
 	} {
 		f.Add([]byte(seed), uint64(1))
 	}

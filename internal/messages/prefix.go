@@ -29,7 +29,8 @@ const (
 // A hash is good for a forecast and for nothing that must be secure: values can be
 // made to have the same one. It is not scoped to a client.
 type Prefix struct {
-	// Bytes of tools, system and messages as sent, with all that hashes leave out.
+	// Bytes of tools, system and messages as sent, with all that hashes leave out. Of
+	// pictures and documents in base64 only as many count as text of the same price has.
 	Bytes int
 	// Root stands for model, tools and system: for who is asking. Subagents share
 	// the session of their parent and differ in it. Settings are not in it: who
@@ -76,7 +77,7 @@ type block struct {
 // spot is the end of one block of a section, packed: there are many on the stack.
 type spot struct {
 	hash uint64
-	end  int    // offset in the body
+	end  int    // offset in the body, less what is light
 	seq  uint32 // number of the block, from 0; a body of 8 GiB has no more
 	life uint16 // seconds
 	bare bool
@@ -85,7 +86,7 @@ type spot struct {
 // section is one of the three parts of a prompt. It keeps only the blocks that a
 // mark can come from, so that its size does not grow with the prompt.
 type section struct {
-	at    [2]int // the value in the body
+	at    [2]int // the value in the body, less what is light
 	chain uint64 // hash of all so far
 	n     int    // blocks so far
 	// recent has the last blocks: lookback, and some that are taken back.
@@ -179,6 +180,7 @@ type prompt struct {
 	start    uint64 // the messages through the first of a user
 	started  bool
 	images   uint64        // 1 where a message has an image
+	light    int           // bytes so far that cost nothing, see scanner.source
 	caching  time.Duration // life by the cache_control of the whole request
 	settings struct{ speed, output, choice, thinking uint64 }
 }

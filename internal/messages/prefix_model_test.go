@@ -95,14 +95,14 @@ func (s *modelSection) add(b modelBlock, content string) {
 	s.blocks = append(s.blocks, b)
 }
 
-func (s *modelSection) content(t tester, m modelMember, system bool, images *bool) {
+func (s *modelSection) content(t tester, m modelMember, system bool, images *bool, light *int) {
 	t.Helper()
 	switch {
 	case m.is('"'):
-		s.add(modelBlock{end: m.end, bare: m.value == `""`}, name("{", "type", `"text"`, "text", m.value))
+		s.add(modelBlock{end: m.end - *light, bare: m.value == `""`}, name("{", "type", `"text"`, "text", m.value))
 	case m.is('['):
 		for _, e := range m.elements(t) {
-			b, content := blockOf(t, e, images)
+			b, content := blockOf(t, e, images, light)
 			if !b.label || !system || len(s.blocks) > 0 {
 				s.add(b, content)
 			}
@@ -112,9 +112,10 @@ func (s *modelSection) content(t tester, m modelMember, system bool, images *boo
 	}
 }
 
-func blockOf(t tester, e modelMember, images *bool) (modelBlock, string) {
+func blockOf(t tester, e modelMember, images *bool, light *int) (modelBlock, string) {
 	t.Helper()
-	b := modelBlock{end: e.end}
+	*light += modelLight(t, e, true)
+	b := modelBlock{end: e.end - *light}
 	if !e.is('{') {
 		return b, name("other", e.value)
 	}
@@ -140,6 +141,36 @@ func blockOf(t tester, e modelMember, images *bool) (modelBlock, string) {
 		b.life = 0
 	}
 	return b, name(parts...)
+}
+
+// modelLight is how many bytes the sources in a block do not count, and, where deep, those
+// in what a tool gave.
+func modelLight(t tester, e modelMember, deep bool) (light int) {
+	t.Helper()
+	if !e.is('{') {
+		return 0
+	}
+	for _, m := range e.elements(t) {
+		switch {
+		case m.key == "content" && deep && m.is('['):
+			for _, inner := range m.elements(t) {
+				light += modelLight(t, inner, false)
+			}
+		case m.key == "source" && m.is('{'):
+			of := map[string]string{}
+			for _, f := range m.elements(t) {
+				of[f.key] = f.value
+			}
+			most := 6400
+			if of["media_type"] == `"application/pdf"` {
+				most = max(most, len(of["data"])/16)
+			}
+			if of["type"] == `"base64"` {
+				light += max(0, len(of["data"])-most)
+			}
+		}
+	}
+	return light
 }
 
 func hasImage(t tester, m modelMember) bool {
@@ -185,22 +216,23 @@ func modelLife(t tester, m modelMember) time.Duration {
 func modelOf(t tester, body []byte) modelPrefix {
 	t.Helper()
 	var images bool
+	light := 0
 	var auto time.Duration
 	tools, system, msgs := &modelSection{name: "tools"}, &modelSection{name: "system"}, &modelSection{name: "messages"}
 	start, settings := "messages", map[string]string{}
 	text := string(bytes.TrimSpace(body))
 	for _, m := range elements(t, text, bytes.IndexByte(body, '{')) {
-		from := m.end - len(m.value)
+		from := m.end - len(m.value) - light
 		switch m.key {
 		case "tools":
-			tools.from, tools.to = from, m.end
-			tools.content(t, m, false, &images)
+			tools.content(t, m, false, &images, &light)
+			tools.from, tools.to = from, m.end-light
 		case "system":
-			system.from, system.to = from, m.end
-			system.content(t, m, true, &images)
+			system.content(t, m, true, &images, &light)
+			system.from, system.to = from, m.end-light
 		case "messages":
-			msgs.from, msgs.to = from, m.end
-			start = msgs.messages(t, m, &images)
+			start = msgs.messages(t, m, &images, &light)
+			msgs.from, msgs.to = from, m.end-light
 		case "cache_control":
 			auto = modelLife(t, m)
 		default:
@@ -236,7 +268,7 @@ func modelOf(t tester, body []byte) modelPrefix {
 }
 
 // messages returns the name through the first message of a user.
-func (s *modelSection) messages(t tester, m modelMember, images *bool) string {
+func (s *modelSection) messages(t tester, m modelMember, images *bool, light *int) string {
 	t.Helper()
 	start := ""
 	if !m.is('[') {
@@ -254,7 +286,7 @@ func (s *modelSection) messages(t tester, m modelMember, images *bool) string {
 		user := false
 		for _, f := range message.elements(t) {
 			if f.key == "content" {
-				s.content(t, f, false, images)
+				s.content(t, f, false, images, light)
 				continue
 			}
 			s.name = name(s.name, f.key, f.value)

@@ -394,3 +394,37 @@ func TestPrefixStart(t *testing.T) {
 	assert.Equal(t, start(``), start(system), "nothing of a user")
 	assert.Equal(t, start(hello), start(`{"role":"user","content":[{"type":"text","text":"hello"`+cached+`}]}`), "string and array differ")
 }
+
+// pictures is a body with pictures and documents of n bytes wherever they may be.
+func pictures(n int) string {
+	data := strings.Repeat("A", n-2)
+	source := func(kind, media string) string {
+		return `{"data":"` + data + `","type":"` + kind + `","media_type":"` + media + `"}`
+	}
+	return `{"messages":[{"role":"user","content":[
+		{"type":"image","source":` + source("base64", "image/png") + `,"cache_control":{"type":"ephemeral"}},
+		{"type":"tool_result","content":[{"source":` + source("base64", "image/png") + `,"type":"image"},{"type":"text","text":"x"}]},
+		{"type":"document","source":` + source("base64", "application/pdf") + `},
+		{"type":"document","source":` + source("text", "text/plain") + `},
+		{"type":"image","source":"` + data + `"},
+		{"type":"text","text":"what is this?","cache_control":{"type":"ephemeral"}}]}],
+		"system":[{"type":"text","text":"s","cache_control":{"type":"ephemeral"}}],"model":"m"}`
+}
+
+// What is sent in base64 weighs what it costs, not what it has in bytes.
+func TestPrefixWeighsPictures(t *testing.T) {
+	l := newLedger(0)
+	rest := l.check(t, []byte(pictures(2))).Bytes
+	for name, tt := range map[string]struct{ n, weight int }{
+		"small":                 {6400, 5 * 6398},
+		"two pictures":          {40_000, 3*6398 + 2*39_998},
+		"and the document too":  {1_600_000, 2*6398 + 99_998 + 2*1_599_998},
+		"of a megabyte of data": {1_333_334, 2*6398 + 83_331 + 2*1_333_332},
+	} {
+		t.Run(name, func(t *testing.T) {
+			p := l.check(t, []byte(pictures(tt.n)))
+			assert.Equal(t, rest+tt.weight, p.Bytes)
+			assert.Equal(t, p.Bytes-len("]}]"), p.Marks()[0].Bytes, "the last block")
+		})
+	}
+}

@@ -56,9 +56,9 @@ func (s *scanner) raw() []byte {
 }
 
 func (s *scanner) section(p *prompt, c *section) {
-	c.at[0] = s.valueAt()
+	c.at[0] = s.valueAt() - p.light
 	s.content(p, c)
-	c.at[1] = s.pos
+	c.at[1] = s.pos - p.light
 }
 
 // content reads blocks: tools, the system prompt, or what a message says.
@@ -67,14 +67,14 @@ func (s *scanner) content(p *prompt, c *section) {
 	case '[':
 		for ok := s.firstElement(); ok; ok = s.nextElement() {
 			if b := s.block(p); !b.label || c != &p.system || c.n > 0 {
-				c.add(b, s.pos)
+				c.add(b, s.pos-p.light)
 			}
 		}
 	case '"':
 		b := block{hash: blockKind}
 		b.member([]byte("type"), []byte(`"text"`))
 		b.member([]byte("text"), s.raw())
-		c.add(b, s.pos)
+		c.add(b, s.pos-p.light)
 	default:
 		c.other(s.raw())
 	}
@@ -82,7 +82,7 @@ func (s *scanner) content(p *prompt, c *section) {
 
 func (s *scanner) messages(p *prompt) {
 	c := &p.messages
-	c.at[0] = s.valueAt()
+	c.at[0] = s.valueAt() - p.light
 	if s.peek() == '[' {
 		for ok := s.firstElement(); ok; ok = s.nextElement() {
 			s.message(p, c)
@@ -90,7 +90,7 @@ func (s *scanner) messages(p *prompt) {
 	} else {
 		c.other(s.raw())
 	}
-	c.at[1] = s.pos
+	c.at[1] = s.pos - p.light
 }
 
 // message takes the members in the order they stand in: the role of a message
@@ -138,6 +138,10 @@ func (s *scanner) block(p *prompt) block {
 			at := s.valueAt()
 			s.results(p)
 			b.member(key, s.buf[at:s.pos])
+		case "source":
+			at := s.valueAt()
+			s.source(p)
+			b.member(key, s.buf[at:s.pos])
 		default:
 			value := s.raw()
 			b.member(key, value)
@@ -181,8 +185,50 @@ func (s *scanner) results(p *prompt) {
 		}
 		for ok := s.firstField(); ok; ok = s.nextField() {
 			key := s.key
+			if string(key) == "source" {
+				s.source(p)
+				continue
+			}
 			p.image(key, s.raw())
 		}
+	}
+}
+
+// What a picture or a document weighs has little to do with its bytes in base64. A
+// picture costs up to about 1,600 tokens, which are 6,400 bytes of text; of a PDF each
+// page costs about 1,500 to 3,000 for its text and as much as a picture, and has 100 to
+// 200 KB where it is scanned, fewer where it is text.
+// Source: https://platform.claude.com/docs/en/build-with-claude/vision and /pdf-support.
+const (
+	pictureBytes = 6400
+	documentPart = 16 // of its bytes
+)
+
+// source steps over what a picture or a document is given by, and takes from the
+// prompt's weight what it has in base64 above what it costs.
+func (s *scanner) source(p *prompt) {
+	if s.peek() != '{' {
+		s.value()
+		return
+	}
+	data, encoded, pdf := 0, false, false
+	for ok := s.firstField(); ok; ok = s.nextField() {
+		key := s.key
+		switch value := s.raw(); string(key) {
+		case "type":
+			encoded = string(value) == `"base64"`
+		case "media_type":
+			pdf = string(value) == `"application/pdf"`
+		case "data":
+			data = len(value)
+		}
+	}
+	weight := pictureBytes
+	if pdf {
+		weight = max(weight, data/documentPart)
+	}
+	if encoded && data > weight {
+		p.light += data - weight
 	}
 }
 

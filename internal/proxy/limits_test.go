@@ -300,3 +300,21 @@ func TestLargeMaxTokensOnASmallKey(t *testing.T) {
 		})
 	}
 }
+
+// A picture of a megabyte is a prompt of some two thousand tokens: a key with little room
+// serves it, and what follows.
+func TestAPictureIsNoLongPrompt(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newPipes()
+		a := net.sim(t, "a", simulator.Config{Organizations: []simulator.Organization{owner("a", 1, simulator.Limits{RPM: 50, ITPM: 30_000, OTPM: 8000})}})
+		r := net.relay(t, a)
+		requireServed(t, r.do(call{body: ask(opus, false)}), false) // the limits are known then
+		picture := `{"model":"` + opus + `","max_tokens":64,"messages":[{"role":"user","content":[{"type":"image","source":{"type":"base64","media_type":"image/png","data":"` +
+			strings.Repeat("A", 1_333_333) + `"}},{"type":"text","text":"what is this?"}]}]}`
+		for range 5 {
+			requireServed(t, r.do(call{body: picture}), false)
+		}
+		requireServed(t, r.do(call{body: ask(opus, false)}), false)
+		assert.Zero(t, a.sumOf(opus).Refused, "429s at the provider")
+	})
+}
