@@ -265,11 +265,13 @@ func (b *buckets) limited(now time.Time, seq uint64, u float64, merged bool, ret
 // of is what an answer's headers say about a class.
 func (seen rateHeaders) of(class string) rateHeaders {
 	none := triple{limit: unseen, remaining: unseen}
-	switch class {
-	case ClassModels:
-		return rateHeaders{none, none, none}
-	case ClassCountTokens: // tokens in its headers are those of other classes
+	switch {
+	case class == ClassModels:
+		return rateHeaders{none, none, none, none, none}
+	case class == ClassCountTokens: // tokens in its headers are those of other classes
 		seen.input, seen.output = none, none
+	case isFast(class):
+		seen.input, seen.output = seen.fastInput, seen.fastOutput
 	}
 	return seen
 }

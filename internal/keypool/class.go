@@ -18,6 +18,15 @@ const (
 	ClassModels = "models"
 )
 
+// fastMark ends the class of requests in fast mode.
+const fastMark = "+fast"
+
+// FastClass is the class of a model's requests in fast mode, which have limits of their
+// own at the provider (https://platform.claude.com/docs/en/build-with-claude/fast-mode).
+func FastClass(class string) string { return class + fastMark }
+
+func isFast(class string) bool { return strings.HasSuffix(class, fastMark) }
+
 // reserved are the names that no model's class may have, or a client could name
 // its model "models" and be bound by no limit.
 var reserved = []string{ClassAny, ClassCountTokens, ClassModels}
@@ -157,6 +166,13 @@ func (c *Classes) Of(model string) string {
 // Label is a class as the label of a metric: itself if it is of the table, of a rule or
 // no model's, and "other" where its name comes from a client: those have no end.
 func (c *Classes) Label(class string) string {
+	if base, fast := strings.CutSuffix(class, fastMark); fast {
+		return FastClass(c.label(base))
+	}
+	return c.label(class)
+}
+
+func (c *Classes) label(class string) string {
 	if slices.Contains(reserved, class) {
 		return class
 	}

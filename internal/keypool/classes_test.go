@@ -125,6 +125,7 @@ func TestLabels(t *testing.T) {
 	for class, want := range map[string]string{
 		"opus-5": "opus-5", "haiku-3-5": "haiku-3-5", "count_tokens": "count_tokens", "models": "models", "": "", "other": "other",
 		"mine": "mine", "my-model": "other", "gpt-9": "other", "claude-opus-5": "other",
+		"opus-5+fast": "opus-5+fast", "mine+fast": "mine+fast", "gpt-9+fast": "other+fast", "gpt-9+fast+fast": "other+fast",
 	} {
 		assert.Equal(t, want, classes.Label(class), "label of class %q", class)
 	}

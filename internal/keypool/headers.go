@@ -28,9 +28,13 @@ type triple struct {
 }
 
 // rateHeaders is what one answer says of its organization's buckets.
-type rateHeaders struct{ requests, input, output triple }
+type rateHeaders struct {
+	requests, input, output triple
+	fastInput, fastOutput   triple // of fast mode; see of
+}
 
-// parseRateHeaders reads anthropic-ratelimit-{requests,input-tokens,output-tokens}-{limit,remaining,reset}.
+// parseRateHeaders reads anthropic-ratelimit-{requests,input-tokens,output-tokens}-{limit,remaining,reset},
+// and of fast mode anthropic-fast-{input-tokens,output-tokens}-… .
 // Anything unreadable is as if it were absent. The reset is measured against the
 // Date of the same answer, never against the local clock.
 // Source: https://platform.claude.com/docs/en/api/rate-limits#response-headers.
@@ -39,6 +43,9 @@ func parseRateHeaders(h http.Header) rateHeaders {
 		requests: parseTriple(h, "Anthropic-Ratelimit-Requests-Limit", "Anthropic-Ratelimit-Requests-Remaining", "Anthropic-Ratelimit-Requests-Reset"),
 		input:    parseTriple(h, "Anthropic-Ratelimit-Input-Tokens-Limit", "Anthropic-Ratelimit-Input-Tokens-Remaining", "Anthropic-Ratelimit-Input-Tokens-Reset"),
 		output:   parseTriple(h, "Anthropic-Ratelimit-Output-Tokens-Limit", "Anthropic-Ratelimit-Output-Tokens-Remaining", "Anthropic-Ratelimit-Output-Tokens-Reset"),
+
+		fastInput:  parseTriple(h, "Anthropic-Fast-Input-Tokens-Limit", "Anthropic-Fast-Input-Tokens-Remaining", "Anthropic-Fast-Input-Tokens-Reset"),
+		fastOutput: parseTriple(h, "Anthropic-Fast-Output-Tokens-Limit", "Anthropic-Fast-Output-Tokens-Remaining", "Anthropic-Fast-Output-Tokens-Reset"),
 	}
 }
 

@@ -181,6 +181,7 @@ type prompt struct {
 	started  bool
 	images   uint64        // 1 where a message has an image
 	light    int           // bytes so far that cost nothing, see scanner.source
+	fast     bool          // by the speed of the request
 	caching  time.Duration // life by the cache_control of the whole request
 	settings struct{ speed, output, choice, thinking uint64 }
 }

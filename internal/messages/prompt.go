@@ -36,7 +36,8 @@ func (s *scanner) promptField(p *prompt) {
 	case "cache_control":
 		p.caching = s.cacheControl()
 	case "speed":
-		p.settings.speed = xxh3.Hash(s.raw())
+		value := s.raw()
+		p.settings.speed, p.fast = xxh3.Hash(value), string(value) == `"fast"`
 	case "output_config":
 		p.settings.output = xxh3.Hash(s.raw())
 	case "tool_choice":

@@ -24,6 +24,8 @@ type Request struct {
 	MaxTokens int    // 0 when absent, and 0 is legal: it only warms the prompt cache
 	UserID    []byte // metadata.user_id as between its quotes, escapes and all; nil when absent or null, empty when ""
 	Prefix    Prefix // where the provider may find the prompt in its cache
+	// Fast: the request asks for fast mode, "speed":"fast". Other spellings of it are not seen.
+	Fast bool
 	// OpenTools: the last message has a block of type tool_result, the client answers
 	// tool calls and the model is in the middle of its turn. Messages of the role
 	// system are passed over: Claude Code puts them after what the user sends. Names

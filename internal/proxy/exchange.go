@@ -202,6 +202,9 @@ func (x *exchange) demandAt(c *router.Candidate) {
 	x.demand.Class = c.Class
 	if x.demand.Model != "" { // a call that generates
 		x.demand.Model = c.Asks(x.model)
+		if x.msg.Fast {
+			x.demand.Class = keypool.FastClass(c.Class)
+		}
 	}
 }
 

@@ -52,14 +52,14 @@ func (x *exchange) showLimits(dst http.Header, pool *keypool.KeyPool) {
 		return
 	}
 	limits := pool.ClassLimits(x.demand.Class)
+	input, output := &inputLimitHeaders, &outputLimitHeaders
+	if x.msg.Fast {
+		input, output = &fastInputHeaders, &fastOutputHeaders
+	}
 	for _, l := range [...]struct {
-		names [3]string
+		names *[3]string
 		keypool.PoolLimit
-	}{
-		{[3]string{"Anthropic-Ratelimit-Requests-Limit", "Anthropic-Ratelimit-Requests-Remaining", "Anthropic-Ratelimit-Requests-Reset"}, limits.Requests},
-		{[3]string{"Anthropic-Ratelimit-Input-Tokens-Limit", "Anthropic-Ratelimit-Input-Tokens-Remaining", "Anthropic-Ratelimit-Input-Tokens-Reset"}, limits.Input},
-		{[3]string{"Anthropic-Ratelimit-Output-Tokens-Limit", "Anthropic-Ratelimit-Output-Tokens-Remaining", "Anthropic-Ratelimit-Output-Tokens-Reset"}, limits.Output},
-	} {
+	}{{&requestLimitHeaders, limits.Requests}, {input, limits.Input}, {output, limits.Output}} {
 		if l.Limit == 0 {
 			continue
 		}
@@ -68,6 +68,16 @@ func (x *exchange) showLimits(dst http.Header, pool *keypool.KeyPool) {
 		dst[l.names[2]] = []string{time.Now().Add(l.Full + time.Second - 1).UTC().Truncate(time.Second).Format(time.RFC3339)}
 	}
 }
+
+// The names under which a provider tells limits: each kind's limit, what remains of it,
+// and when it is full.
+var (
+	requestLimitHeaders = [3]string{"Anthropic-Ratelimit-Requests-Limit", "Anthropic-Ratelimit-Requests-Remaining", "Anthropic-Ratelimit-Requests-Reset"}
+	inputLimitHeaders   = [3]string{"Anthropic-Ratelimit-Input-Tokens-Limit", "Anthropic-Ratelimit-Input-Tokens-Remaining", "Anthropic-Ratelimit-Input-Tokens-Reset"}
+	outputLimitHeaders  = [3]string{"Anthropic-Ratelimit-Output-Tokens-Limit", "Anthropic-Ratelimit-Output-Tokens-Remaining", "Anthropic-Ratelimit-Output-Tokens-Reset"}
+	fastInputHeaders    = [3]string{"Anthropic-Fast-Input-Tokens-Limit", "Anthropic-Fast-Input-Tokens-Remaining", "Anthropic-Fast-Input-Tokens-Reset"}
+	fastOutputHeaders   = [3]string{"Anthropic-Fast-Output-Tokens-Limit", "Anthropic-Fast-Output-Tokens-Remaining", "Anthropic-Fast-Output-Tokens-Reset"}
+)
 
 var noStore = []string{"no-store"}
 

@@ -318,3 +318,33 @@ func TestAPictureIsNoLongPrompt(t *testing.T) {
 		assert.Zero(t, a.sumOf(opus).Refused, "429s at the provider")
 	})
 }
+
+// Requests in fast mode have limits of their own, learned from headers of their own, and
+// are told of by those.
+func TestFastModeHasLimitsOfItsOwn(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newPipes()
+		org := owner("a", 1, simulator.Limits{RPM: 50, ITPM: 30_000, OTPM: 8000})
+		org.Classes = map[string]simulator.Limits{"opus-5-5+fast": {RPM: 2, ITPM: 20_000, OTPM: 4000}}
+		a := net.sim(t, "a", simulator.Config{Organizations: []simulator.Organization{org}})
+		r := net.relay(t, a)
+		fast := strings.Replace(ask(opus, false), "{", `{"speed":"fast",`, 1)
+		for range 2 {
+			got := r.do(call{body: fast})
+			requireServed(t, got, false)
+			assert.Equal(t, "20000", got.header.Get("Anthropic-Fast-Input-Tokens-Limit"))
+			assert.Equal(t, "4000", got.header.Get("Anthropic-Fast-Output-Tokens-Limit"))
+			assert.Equal(t, "2", got.header.Get("Anthropic-Ratelimit-Requests-Limit"))
+			assert.Empty(t, got.header.Values("Anthropic-Ratelimit-Input-Tokens-Limit"))
+			account, ok := r.handler.Explain(got.header.Get("X-Cc-Relay-Request-Id"))
+			require.True(t, ok)
+			assert.Equal(t, "opus-5-5+fast", account.Class)
+		}
+		requireError(t, r.do(call{body: fast}), 429, "rate_limit_error")
+		got := r.do(call{body: ask(opus, false)})
+		requireServed(t, got, false)
+		assert.Equal(t, "30000", got.header.Get("Anthropic-Ratelimit-Input-Tokens-Limit"))
+		assert.Empty(t, got.header.Values("Anthropic-Fast-Input-Tokens-Limit"))
+		assert.Len(t, a.Seen(), 3, "what the pool refuses is not sent")
+	})
+}

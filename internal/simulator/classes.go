@@ -9,6 +9,10 @@ import (
 // of its own: https://platform.claude.com/docs/en/build-with-claude/token-counting.
 const ClassCountTokens = "count_tokens"
 
+// FastClass is the class of requests in fast mode, which have limits of their own:
+// https://platform.claude.com/docs/en/build-with-claude/fast-mode.
+func FastClass(class string) string { return class + "+fast" }
+
 var dateSuffix = regexp.MustCompile(`-20\d{6}$`)
 
 // canonical is a model id without its date or "-latest".

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"math"
+	"strings"
 	"sync"
 	"time"
 )
@@ -35,6 +36,7 @@ type organization struct {
 // account is what one organization has for one model class.
 type account struct {
 	limits                  Limits
+	fast                    bool
 	requests, input, output bucket
 	totals                  Totals
 }
@@ -66,6 +68,7 @@ type Demand struct {
 	Org, Workspace, Model string
 	Blocks                []Block // the whole prompt in order
 	MaxTokens             int
+	Fast                  bool // in fast mode
 }
 
 // Refused is the error of a request over a limit: a genuine 429.
@@ -95,7 +98,11 @@ func (c *Core) Admit(now time.Time, d Demand) (*Call, error) {
 	if org == nil {
 		return nil, ErrUnknownOrganization
 	}
-	a := c.account(org, ClassOf(d.Model))
+	class := ClassOf(d.Model)
+	if d.Fast {
+		class = FastClass(class)
+	}
+	a := c.account(org, class)
 	p := org.cache.look(now, d)
 	held := int(math.Ceil(c.estimate * float64(p.usage.Uncached())))
 	reserved := 0
@@ -141,6 +148,7 @@ func (c *Core) account(org *organization, class string) *account {
 	l := org.limits(class)
 	a := &account{
 		limits:   l,
+		fast:     strings.HasSuffix(class, FastClass("")),
 		requests: newBucket(l.RPM, c.startLevel, c.start),
 		input:    newBucket(l.ITPM, c.startLevel, c.start),
 		output:   newBucket(l.OTPM, c.startLevel, c.start),
@@ -150,7 +158,7 @@ func (c *Core) account(org *organization, class string) *account {
 }
 
 func (a *account) levels(now time.Time) Levels {
-	return Levels{Requests: a.requests.read(now), Input: a.input.read(now), Output: a.output.read(now)}
+	return Levels{Requests: a.requests.read(now), Input: a.input.read(now), Output: a.output.read(now), Fast: a.fast}
 }
 
 // refuse answers nil when all three buckets can serve now.

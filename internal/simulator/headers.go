@@ -7,27 +7,35 @@ import (
 )
 
 // Levels is what the buckets of one organization and model class hold at a moment.
-type Levels struct{ Requests, Input, Output Level }
+type Levels struct {
+	Requests, Input, Output Level
+	Fast                    bool // of fast mode, whose headers have names of their own
+}
 
 // SetHeaders writes the rate-limit headers of the API for these levels: limit,
 // remaining (of tokens rounded to the nearest thousand, never below zero) and
 // reset (RFC 3339, when the bucket is full again). A bucket without a limit sends
 // nothing. The plain tokens triple is input and output together, because the
 // simulator has no workspace limits that could be tighter.
-// Source: https://platform.claude.com/docs/en/api/rate-limits.
+// Source: https://platform.claude.com/docs/en/api/rate-limits, and of fast mode
+// https://platform.claude.com/docs/en/build-with-claude/fast-mode.
 func (l Levels) SetHeaders(h http.Header) {
-	setLevel(h, "requests", l.Requests, 1)
-	setLevel(h, "input-tokens", l.Input, 1000)
-	setLevel(h, "output-tokens", l.Output, 1000)
-	setLevel(h, "tokens", sum(l.Input, l.Output), 1000)
+	setLevel(h, "Anthropic-Ratelimit-requests", l.Requests, 1)
+	if l.Fast {
+		setLevel(h, "Anthropic-Fast-input-tokens", l.Input, 1000)
+		setLevel(h, "Anthropic-Fast-output-tokens", l.Output, 1000)
+		return
+	}
+	setLevel(h, "Anthropic-Ratelimit-input-tokens", l.Input, 1000)
+	setLevel(h, "Anthropic-Ratelimit-output-tokens", l.Output, 1000)
+	setLevel(h, "Anthropic-Ratelimit-tokens", sum(l.Input, l.Output), 1000)
 }
 
-func setLevel(h http.Header, kind string, l Level, round int) {
+func setLevel(h http.Header, name string, l Level, round int) {
 	if l.Limit == 0 {
 		return
 	}
 	remaining := (max(l.Remaining, 0) + round/2) / round * round
-	name := "Anthropic-Ratelimit-" + kind
 	h.Set(name+"-limit", strconv.Itoa(l.Limit))
 	h.Set(name+"-remaining", strconv.Itoa(remaining))
 	h.Set(name+"-reset", ceilSecond(l.Full).UTC().Format(time.RFC3339))

@@ -145,7 +145,7 @@ func (x *exchange) messages() {
 	}
 	req.Key, req.Org, req.Workspace, req.Header = x.key.name, x.key.org, x.key.workspace, x.rec.Header
 	call, err := x.sim.core.Admit(time.Now(), Demand{
-		Org: x.key.org, Workspace: x.key.workspace, Model: req.Model, Blocks: req.blocks, MaxTokens: req.MaxTokens,
+		Org: x.key.org, Workspace: x.key.workspace, Model: req.Model, Blocks: req.blocks, MaxTokens: req.MaxTokens, Fast: req.Fast,
 	})
 	if err != nil {
 		x.refuse(err)

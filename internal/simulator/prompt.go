@@ -18,6 +18,7 @@ type Request struct {
 	Model     string
 	Stream    bool
 	MaxTokens int
+	Fast      bool     // in fast mode
 	Tools     []string // names, in order
 	// UserText is the text of the last user message, its text blocks joined by a
 	// newline.
@@ -85,6 +86,7 @@ func (r *Request) scalars(f map[string][]byte) error {
 			return errors.New("stream: must be true or false")
 		}
 	}
+	r.Fast = text(f["speed"]) == "fast"
 	r.MaxTokens = -1
 	if v := f["max_tokens"]; v != nil {
 		if err := json.Unmarshal(v, &r.MaxTokens); err != nil || r.MaxTokens < 0 {
