@@ -25,6 +25,9 @@ func NewHosts(names []string) Hosts {
 // Allow reports whether a request with this Host header, with or without a port, is
 // meant for the listener. An empty one is not.
 func (h Hosts) Allow(host string) bool {
+	if _, err := netip.ParseAddrPort(host); err == nil { // most, at no cost
+		return true
+	}
 	name := host
 	if n, _, err := net.SplitHostPort(host); err == nil {
 		name = n

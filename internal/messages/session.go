@@ -16,18 +16,26 @@ const maxSessionBytes = 256
 // The value is the client's word: combine it with who the client is, and do not
 // log it in clear.
 func SessionID(h http.Header, userID []byte) string {
-	if id := h.Get("X-Claude-Code-Session-Id"); usableSession(id) {
+	if id := first(h, "X-Claude-Code-Session-Id"); usableSession(id) {
 		return id
 	}
 	text, _ := decoded(userID)
 	if id := userSession(text); usableSession(id) {
 		return id
 	}
-	if id := h.Get("X-Session-Affinity"); usableSession(id) {
+	if id := first(h, "X-Session-Affinity"); usableSession(id) {
 		return id
 	}
-	if id := h.Get("X-Session-Id"); usableSession(id) {
+	if id := first(h, "X-Session-Id"); usableSession(id) {
 		return id
+	}
+	return ""
+}
+
+// first is the first value of a header whose name is written in canonical form.
+func first(h http.Header, name string) string {
+	if v := h[name]; len(v) > 0 {
+		return v[0]
 	}
 	return ""
 }

@@ -133,10 +133,10 @@ func (s *accounts) keep(x *exchange) {
 // account is what there is to tell of the request, but for its steps.
 func (x *exchange) account() Account {
 	return Account{
-		ID: x.id, At: x.start, Client: x.client, Path: x.route, Model: x.printable(x.model), Class: x.demand.Class, Stream: x.msg.Stream,
+		ID: x.id, At: x.start, Client: x.client, Path: x.route, Model: x.printable(x.model), Class: x.demand.Class, Stream: x.stream,
 		Conversation: hashed(x.demand.Conversation), Rule: x.rule, Strategy: x.strategy, Home: x.home,
 		Outcome: x.outcome, Verdict: x.verdict.String(), Status: x.status,
-		Duration: ms(time.Since(x.start)), TTFT: ms(x.firstToken()), Overhead: ms(x.overhead()), Wait: ms(x.waited),
+		Duration: ms(x.took), TTFT: ms(x.firstToken()), Overhead: ms(x.overhead()), Wait: ms(x.waited),
 		Tokens: tokensOf(x.usage), Partial: x.partial, OwnCredential: x.own, ThinkingStripped: x.stripped,
 		Skipped: leftOut(x.skipped, x.printable), Further: x.further,
 	}

@@ -131,13 +131,14 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	x.attempts++
 	at.paid = false
 	x.provider, x.keyID = a.up.Provider.Name(), key.KeyID()
-	if x.msg.Stream {
+	if x.stream {
 		a.gate.opens(w, x, a, at)
 	}
 	a.verdict = a.try(x)
 	x.verdict = a.verdict
-	x.upstream += time.Since(a.began)
-	a.mark(x)
+	judged := time.Now()
+	x.upstream += judged.Sub(a.began)
+	a.mark(x, judged)
 	if a.verdict != served && a.verdict != clientError && a.verdict != clientGone && !x.own {
 		e := h.log.Warn().Str("request_id", x.id).Str("upstream", x.provider).Str("key_id", x.keyID).
 			Str("verdict", a.verdict.String()).Int("status", a.status).Int("attempt", x.attempts)
@@ -152,10 +153,10 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 
 func (a *answer) try(x *exchange) verdict {
 	limit := a.up.ResponseTimeout
-	if x.msg.Stream {
+	if x.stream {
 		limit = a.up.FirstTokenTimeout
 	}
-	a.watch.start(limit, x.timeLeft(), a.cancel, a.gate.open)
+	a.watch.start(a.began, limit, x.timeLeftAt(a.began), a.cancel, a.gate.open)
 	req, err := a.up.Provider.NewRequest(a.ctx, x.call(), a.lease.APIKey())
 	if err != nil {
 		return failed
@@ -174,7 +175,7 @@ func (a *answer) try(x *exchange) verdict {
 	}
 	a.lease.Answered(a.resp.StatusCode, a.resp.Header)
 	a.status = a.resp.StatusCode
-	coding := a.resp.Header.Get("Content-Encoding")
+	coding := first(a.resp.Header["Content-Encoding"])
 	plain := coding == "" || coding == "identity" // nothing else was asked for, and the client may not understand it
 	switch {
 	case a.status == http.StatusSwitchingProtocols:
@@ -200,8 +201,16 @@ func (a *answer) try(x *exchange) verdict {
 }
 
 func mediaType(h http.Header) string {
-	kind, _, _ := strings.Cut(h.Get("Content-Type"), ";")
+	kind, _, _ := strings.Cut(first(h["Content-Type"]), ";")
 	return strings.ToLower(strings.TrimSpace(kind))
+}
+
+// first is the first value of a header, "" where there is none.
+func first(values []string) string {
+	if len(values) == 0 {
+		return ""
+	}
+	return values[0]
 }
 
 // judgeError judges an error object that came with status 200.
@@ -271,7 +280,7 @@ func readUpTo(r io.Reader, expect int64, limit int) ([]byte, error) {
 
 // mark tells pool, router and breaker what the verdict says of the key and the
 // upstream. A client's mistake and a key's condition are not the provider's.
-func (a *answer) mark(x *exchange) {
+func (a *answer) mark(x *exchange, now time.Time) {
 	if x.own {
 		return
 	}
@@ -283,12 +292,12 @@ func (a *answer) mark(x *exchange) {
 	}
 	switch a.verdict {
 	case served:
-		a.lease.Succeeded()
+		a.lease.SucceededAt(now)
 		if a.gate.shown && !a.spoke { // it has broken off, see broke, or ended in an error, see failed
 			break
 		}
 		outcome = health.Success
-		a.settleIn(x)
+		a.settleIn(x, now)
 	case limited:
 		a.cooling = a.lease.Limited(a.named())
 	case spent:
@@ -298,7 +307,7 @@ func (a *answer) mark(x *exchange) {
 	case forbidden:
 		pool.MarkKeyForbidden(id, class, x.client, blamesAccount(a.body))
 	case noModel:
-		a.up.Miss(a.model, time.Now())
+		a.up.Miss(a.model, now)
 	case overloaded, failed, timedOut, lost, unreachable:
 		if !errors.Is(context.Cause(a.ctx), errTotal) { // that is the relay's own time
 			outcome = health.Failure
@@ -319,9 +328,8 @@ func (a *answer) dryFor() time.Duration { return cmp.Or(a.named(), a.cooling) }
 
 // settleIn makes the upstream the conversation's home, also of one that may go on
 // anywhere: its next turn may answer a tool call.
-func (a *answer) settleIn(x *exchange) {
-	now := time.Now()
-	if x.msg.Stream {
+func (a *answer) settleIn(x *exchange, now time.Time) {
+	if x.stream {
 		a.lane.Observe(now.Sub(a.began), now)
 	}
 	life := homeLife

@@ -7,6 +7,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"cc-relay/internal/messages"
 )
 
 var (
@@ -26,6 +28,7 @@ var bodies = sync.Pool{New: func() any { return &body{} }}
 // closed: a transport may still be sending it when the answer has been judged.
 type body struct {
 	buf   []byte
+	msg   messages.Request // what it asks for, 2 KB
 	refs  atomic.Int32
 	room  *room
 	taken int64 // of room
@@ -47,8 +50,8 @@ type steadyReader struct {
 	most    int // bytes of one read; 0: as many as there is place for
 }
 
-func newSteadyReader(r *http.Request, rc *http.ResponseController, cfg *Config) *steadyReader {
-	now := time.Now()
+// newSteadyReader begins to count now.
+func newSteadyReader(r *http.Request, now time.Time, rc *http.ResponseController, cfg *Config) *steadyReader {
 	s := &steadyReader{Reader: r.Body, rc: rc, silence: cfg.BodyTimeout, rate: cfg.BodyRate, start: now, ends: now.Add(cfg.BodyTime)}
 	if len(r.TransferEncoding) > 0 {
 		// Within a chunk the server returns from a read when it is full, not when
@@ -63,7 +66,11 @@ func (s *steadyReader) Read(p []byte) (int, error) {
 	if s.most > 0 && len(p) > s.most {
 		p = p[:s.most]
 	}
-	if now := time.Now(); s.slow || now.Sub(s.moved) > s.silence/4 {
+	now := s.start
+	if !s.moved.IsZero() {
+		now = time.Now()
+	}
+	if s.slow || now.Sub(s.moved) > s.silence/4 {
 		s.moved = now
 		_ = s.rc.SetReadDeadline(s.deadline(now)) // a writer without deadlines is a test's
 	}
@@ -170,7 +177,7 @@ func (b *body) release() {
 	b.room.give(b.taken)
 	b.room, b.taken = nil, 0
 	if cap(b.buf) > keptBody {
-		b.buf = nil
+		b.buf, b.msg = nil, messages.Request{} // which is parts of it
 	}
 	bodies.Put(b)
 }

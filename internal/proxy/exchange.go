@@ -2,11 +2,11 @@ package proxy
 
 import (
 	"context"
-	"crypto/rand"
 	"encoding/binary"
 	"encoding/hex"
 	"errors"
 	"io"
+	"math/rand/v2"
 	"net/http"
 	"os"
 	"strings"
@@ -43,7 +43,9 @@ type exchange struct {
 	route  string // its path, without what the client chose of it
 
 	body   *body
-	msg    messages.Request
+	msg    *messages.Request // what the body asks for, and gone with it: then it is an empty one
+	stream bool              // it asks for a stream
+	fast   bool              // and for fast mode
 	model  string
 	demand keypool.Demand
 	named  bool // the client names the session
@@ -70,6 +72,7 @@ type exchange struct {
 	committed bool      // the status has been sent
 	extended  time.Time // when the write deadline was moved last
 	firstByte time.Duration
+	took      time.Duration // all of it; known at its end
 	received  time.Duration // when the body was there, from the start
 	upstream  time.Duration // spent in attempts until they could be judged
 	usage     messages.Usage
@@ -80,16 +83,21 @@ type exchange struct {
 }
 
 func newExchange(live *Live, r *http.Request) *exchange {
-	x := &exchange{live: live, r: r, id: newID(), start: time.Now(), outcome: outcomeRefused}
+	x := &exchange{live: live, r: r, msg: &nothing, id: newID(), start: time.Now(), outcome: outcomeRefused}
 	x.steps = x.first[:0]
 	return x
 }
 
-// newID returns a request id of the relay; the provider's begin with req_ alone.
+// nothing is what a request without a body asks for.
+var nothing messages.Request
+
+// newID returns a request id of the relay; the provider's begin with req_ alone. It is
+// no secret: nobody may do anything for knowing it.
 func newID() string {
 	var b [12]byte
-	_, _ = rand.Read(b[:]) // never fails
-	return "req_relay_" + hex.EncodeToString(b[:])
+	binary.LittleEndian.PutUint64(b[:], rand.Uint64())
+	binary.LittleEndian.PutUint32(b[8:], rand.Uint32())
+	return string(hex.AppendEncode([]byte("req_relay_"), b[:]))
 }
 
 // identify finds the client, or refuses.
@@ -116,7 +124,7 @@ func (x *exchange) identify(w http.ResponseWriter) bool {
 // read takes the whole body, within the cap and where there is room for it.
 func (x *exchange) read(w http.ResponseWriter, held *room) bool {
 	cfg := &x.live.Config
-	in := newSteadyReader(x.r, http.NewResponseController(w), cfg)
+	in := newSteadyReader(x.r, x.start, http.NewResponseController(w), cfg)
 	b, err := readBody(in, x.r.ContentLength, cfg.MaxBodyBytes, held, cfg.BodiesBytes)
 	in.stop()
 	x.body = b
@@ -145,15 +153,16 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, err.Error())
 		return false
 	}
-	x.msg = msg
+	x.msg = &x.body.msg
+	*x.msg = msg
 	x.model = string(msg.Model)                                             // a copy: the body is given back before the record is written
 	class := x.live.Classes.Of(legible(x.live.scrub.Load().clean(x.model))) // an unknown model's class is its name, and is logged
-	x.demand = keypool.Demand{Class: class, Client: x.client, Arrived: time.Now()}
+	x.demand = keypool.Demand{Class: class, Client: x.client, Arrived: x.start.Add(x.received)}
 	if x.r.URL.Path == "/v1/messages/count_tokens" {
 		x.demand.Class = keypool.ClassCountTokens
-		x.msg.Stream = false
 		return true
 	}
+	x.stream, x.fast = msg.Stream, msg.Fast
 	x.demand.Model = x.model
 	x.demand.Bytes = x.msg.Prefix.Bytes
 	x.demand.MaxTokens = msg.MaxTokens
@@ -194,7 +203,7 @@ func (x *exchange) settles() uint64 {
 
 // query is the request for the router.
 func (x *exchange) query() *router.Query {
-	return &router.Query{Model: x.model, Class: x.demand.Class, Client: x.client, Conversation: x.settles(), Demand: x.demand, Now: time.Now()}
+	return &router.Query{Model: x.model, Class: x.demand.Class, Client: x.client, Conversation: x.settles(), Demand: x.demand, Now: x.demand.Arrived}
 }
 
 // demandAt makes the demand that of the request at a candidate.
@@ -202,7 +211,7 @@ func (x *exchange) demandAt(c *router.Candidate) {
 	x.demand.Class = c.Class
 	if x.demand.Model != "" { // a call that generates
 		x.demand.Model = c.Asks(x.model)
-		if x.msg.Fast {
+		if x.fast {
 			x.demand.Class = keypool.FastClass(c.Class)
 		}
 	}
@@ -273,13 +282,16 @@ func (x *exchange) release() {
 		return
 	}
 	x.body.release()
-	x.body, x.thinking = nil, nil
-	x.msg = messages.Request{Stream: x.msg.Stream} // the rest is parts of the body
+	x.body, x.thinking, x.msg = nil, nil, &nothing
 }
 
 // timeLeft is how much of its time the request has left.
 func (x *exchange) timeLeft() time.Duration {
-	return x.live.Config.TotalTime - time.Since(x.start)
+	return x.timeLeftAt(time.Now())
+}
+
+func (x *exchange) timeLeftAt(now time.Time) time.Duration {
+	return x.live.Config.TotalTime - now.Sub(x.start)
 }
 
 // printable is what a client wrote, for the log: bounded, legible, and without known

@@ -257,7 +257,7 @@ func (h *Handler) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "the query has a space or a control character: percent-encode it")
 		return
 	}
-	if r.Header.Get("Upgrade") != "" {
+	if first(r.Header["Upgrade"]) != "" {
 		w.Header().Set("Connection", "close")
 		x.refuse(w, http.StatusBadRequest, messages.InvalidRequest, "protocol upgrades are not supported")
 		return
@@ -370,6 +370,7 @@ func (h *Handler) finish(w http.ResponseWriter, x *exchange) {
 			p = nil
 		}
 	}
+	x.took = time.Since(x.start)
 	x.record(h.log)
 	h.observe(x)
 	if p != nil {

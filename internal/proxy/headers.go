@@ -53,7 +53,7 @@ func (x *exchange) showLimits(dst http.Header, pool *keypool.KeyPool) {
 	}
 	limits := pool.ClassLimits(x.demand.Class)
 	input, output := &inputLimitHeaders, &outputLimitHeaders
-	if x.msg.Fast {
+	if x.fast {
 		input, output = &fastInputHeaders, &fastOutputHeaders
 	}
 	for _, l := range [...]struct {

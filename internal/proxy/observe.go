@@ -30,7 +30,7 @@ func (h *Handler) observe(x *exchange) {
 	}
 	seen := metrics.Request{
 		Client: x.client, Class: class, Provider: x.provider, Outcome: x.outcome, Status: x.status,
-		Duration: time.Since(x.start), Overhead: x.overhead(), Wait: x.waited, ThinkingStripped: x.stripped,
+		Duration: x.took, Overhead: x.overhead(), Wait: x.waited, ThinkingStripped: x.stripped,
 		FirstToken: x.firstToken(),
 	}
 	m.Request(seen)
@@ -44,7 +44,7 @@ func (h *Handler) observe(x *exchange) {
 
 // firstToken is how long the client waited for its stream to begin; 0: it got none.
 func (x *exchange) firstToken() time.Duration {
-	if !x.msg.Stream || x.status != http.StatusOK {
+	if !x.stream || x.status != http.StatusOK {
 		return 0
 	}
 	return x.firstByte

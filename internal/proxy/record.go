@@ -58,7 +58,7 @@ func (x *exchange) record(log zerolog.Logger) {
 		Str("method", x.printable(x.r.Method)).
 		Str("path", x.printable(x.r.URL.Path)).
 		Str("model", x.printable(x.model)).
-		Bool("stream", x.msg.Stream).
+		Bool("stream", x.stream).
 		Str("upstream", x.provider).
 		Str("key_id", x.keyID).
 		Int("attempts", x.attempts).
@@ -66,7 +66,7 @@ func (x *exchange) record(log zerolog.Logger) {
 		Str("outcome", x.outcome).
 		Int("status", x.status).
 		Dur("ttfb_ms", x.firstByte).
-		Dur("duration_ms", time.Since(x.start)).
+		Dur("duration_ms", x.took).
 		Dur("wait_ms", x.waited).
 		Int("input_tokens", x.usage.Input).
 		Int("cache_write_tokens", x.usage.CacheWrite).

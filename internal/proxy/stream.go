@@ -201,7 +201,7 @@ func (a *answer) failed(x *exchange) {
 	if v := judge(e.Error.Type.Status(), a.fault); v != clientError {
 		a.verdict, x.verdict = v, v
 		a.body, a.lease.done = a.fault, a.after
-		a.mark(x)
+		a.mark(x, time.Now())
 	}
 }
 

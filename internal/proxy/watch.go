@@ -30,8 +30,8 @@ type watch struct {
 	spare  func() bool // asked first: it may know better than to end the attempt
 }
 
-func (w *watch) start(limit, total time.Duration, cancel context.CancelCauseFunc, spare func() bool) {
-	w.began, w.cancel, w.spare, w.last = time.Now(), cancel, spare, int64(total)
+func (w *watch) start(now time.Time, limit, total time.Duration, cancel context.CancelCauseFunc, spare func() bool) {
+	w.began, w.cancel, w.spare, w.last = now, cancel, spare, int64(total)
 	limit = min(limit, total)
 	w.ends.Store(int64(limit))
 	w.timer = time.AfterFunc(time.Hour, w.fire) // set below, when fire can see it
