@@ -244,7 +244,7 @@ func (c *adminClient) follow(ctx context.Context, opened func(), each func(kind 
 			if json.Compact(&compact, []byte(value)) != nil {
 				return c.stranger(resp.StatusCode)
 			}
-			if err := each(kind, plain(compact.Bytes())); err != nil {
+			if err := each(kind, plain(compact.Bytes(), false)); err != nil {
 				return err
 			}
 		}

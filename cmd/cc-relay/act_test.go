@@ -73,11 +73,14 @@ func TestReloadAndDiffOfARunningRelay(t *testing.T) {
 	f.answers["POST /api/v1/config/diff"] = admin.ConfigDiff{}
 	_, stdout, _ = f.command("config", "diff")
 	assert.Equal(t, "no change\n", stdout)
-	f.answers["POST /api/v1/config/diff"] = admin.ConfigDiff{Error: "config.yaml:3: unknown field"}
+	f.answers["POST /api/v1/config/diff"] = admin.ConfigDiff{Error: "config.yaml:3: unknown field\nconfig.yaml:5: negative"}
+	f.answers["POST /api/v1/reload"] = refusal("action_failed", "it stays as it was: config.yaml:3: unknown field\nconfig.yaml:5: negative")
+	_, _, stderr = f.command("config", "reload")
+	assert.Equal(t, "cc-relay: it stays as it was: config.yaml:3: unknown field\nconfig.yaml:5: negative\n", stderr)
 	code, stdout, stderr = f.command("config", "diff")
 	assert.Equal(t, 1, code)
 	assert.Empty(t, stdout)
-	assert.Equal(t, "cc-relay: a reload would be refused: config.yaml:3: unknown field\n", stderr)
+	assert.Equal(t, "cc-relay: a reload would be refused: config.yaml:3: unknown field\nconfig.yaml:5: negative\n", stderr)
 }
 
 const someEvents = "retry: 2000\n\n: heartbeat\n\n" +

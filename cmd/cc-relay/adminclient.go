@@ -261,7 +261,8 @@ func (c *adminClient) readToken(path string) error {
 
 // ask sends a request of the admin API and returns the body of a good answer. A body
 // that is not nil is sent as JSON. The answer is JSON without control characters: names
-// come from clients and providers, and go to a terminal.
+// come from clients and providers, and go to a terminal. What is said of the configuration
+// keeps its lines, one for each mistake: all in it is the operator's.
 func (c *adminClient) ask(ctx context.Context, method, path string, body any) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, adminTimeout)
 	defer cancel()
@@ -278,8 +279,10 @@ func (c *adminClient) ask(ctx context.Context, method, path string, body any) ([
 	if json.Compact(&compact, data) != nil {
 		return nil, c.stranger(resp.StatusCode)
 	}
-	return plain(compact.Bytes()), nil
+	return plain(compact.Bytes(), ofConfig(path)), nil
 }
+
+func ofConfig(path string) bool { return path == "/api/v1/reload" || path == "/api/v1/config/diff" }
 
 // send returns a good answer, whose body the caller closes.
 func (c *adminClient) send(ctx context.Context, method, path string, body any) (*http.Response, error) {
@@ -332,7 +335,7 @@ func (c *adminClient) refused(resp *http.Response) error {
 	var body admin.ErrorBody
 	var compact bytes.Buffer
 	if json.Compact(&compact, data) == nil {
-		_ = json.Unmarshal(plain(compact.Bytes()), &body)
+		_ = json.Unmarshal(plain(compact.Bytes(), ofConfig(resp.Request.URL.Path)), &body)
 	}
 	message := body.Error.Message
 	switch {
@@ -389,8 +392,8 @@ func (c *adminClient) read(data []byte, into any) error {
 }
 
 // plain replaces what could steer a terminal in compact JSON by spaces: control and
-// formatting characters, as they are and escaped.
-func plain(compact []byte) []byte {
+// formatting characters, as they are and escaped. With lines, escaped ends of lines stay.
+func plain(compact []byte, lines bool) []byte {
 	out := make([]byte, 0, len(compact))
 	for i := 0; i < len(compact); {
 		if compact[i] == '\\' && i+1 < len(compact) {
@@ -399,6 +402,10 @@ func plain(compact []byte) []byte {
 			switch compact[i+1] {
 			case '"', '\\', '/':
 				r = 'x'
+			case 'n':
+				if lines {
+					r = 'x'
+				}
 			case 'u':
 				n = min(6, len(compact)-i)
 				v, _ := strconv.ParseUint(string(compact[i+2:i+n]), 16, 32)

@@ -31,7 +31,7 @@ func (r *running) serveAdmin(cfg config.Admin, dir *statedir.Dir, failed chan<- 
 		return config.AdminOff, func() {}, nil
 	}
 	if dir == nil {
-		r.log.Warn().Msg("there is no admin listener, for its tokens have no state directory to be in; to have it so, set admin.listen: off")
+		r.log.Warn().Msg("there is no admin listener, for its tokens have no state directory to be in; mend server.state_dir, or set admin.listen: off to have it so")
 		return config.AdminOff, func() {}, nil
 	}
 	h, err := admin.New(admin.Config{Dir: dir, AllowedHosts: cfg.AllowedHosts, Pprof: cfg.PProf, Log: r.log, Relay: r.adminView()})
@@ -121,7 +121,7 @@ func (r *running) knows(client string) error {
 func (r *running) totals() admin.Totals {
 	t := r.handler.Load().Totals()
 	return admin.Totals{
-		Requests: t.Requests, Succeeded: t.Served, Failed: t.Failed, Failovers: t.Failovers,
+		Requests: t.Requests, Succeeded: t.Served, Failed: t.Failed, Refused: t.Refused, Failovers: t.Failovers,
 		InputTokens: t.Input, OutputTokens: t.Output, CacheReadTokens: t.CacheRead, CacheWriteTokens: t.Written,
 	}
 }

@@ -207,7 +207,7 @@ func (w *watchers) alarm(kind, provider string) {
 // healthMeans says what a state of a provider's breaker means for its requests.
 var healthMeans = map[health.State]string{
 	health.Closed:   "it gets all its requests",
-	health.Open:     "it failed too often and is left alone for a while",
+	health.Open:     "it is left alone for a while: it failed too often, or an operator holds its breaker open",
 	health.HalfOpen: "one request tries whether it is back",
 	health.Ramping:  "it is back and gets more requests from moment to moment",
 }

@@ -132,7 +132,7 @@ func (r *running) serve(ctx context.Context) error {
 		return err
 	}
 	if err != nil {
-		r.log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; to have it so, set server.state: off")
+		r.log.Warn().Err(err).Msg("what the relay learns is not kept for its next start; mend server.state_dir, or set server.state: off to have it so")
 	}
 	r.kept = remember(dir, r.now.Load(), r.log)
 	defer r.kept.close()

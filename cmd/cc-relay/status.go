@@ -126,8 +126,8 @@ func (v *statusView) head() {
 	v.line("%s", v.within(2).flow([]string{v.bold("cc-relay") + " " + cut(s.Version, 20), v.overall(),
 		"up " + short(time.Duration(s.UptimeSeconds)*time.Second), fmt.Sprintf("%d in flight", s.InFlight), v.paint(faint, v.address)}, "  ", "  "))
 	t := s.Totals
-	v.line("%s, %s ok, %s failed, %s moved to another key or provider",
-		plural(t.Requests, "request"), count(t.Succeeded), count(t.Failed), count(t.Failovers))
+	v.line("%s", v.within(2).flow([]string{plural(t.Requests, "request"), count(t.Succeeded) + " ok", count(t.Failed) + " failed",
+		count(t.Refused) + " refused", count(t.Failovers) + " moved to another key or provider"}, ", ", "  "))
 	v.line("tokens: %s in, %s from the cache, %s into it, %s out",
 		count(t.InputTokens), count(t.CacheReadTokens), count(t.CacheWriteTokens), count(t.OutputTokens))
 }

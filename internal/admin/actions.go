@@ -163,7 +163,11 @@ func (h *Handler) breakerForce(c *call) {
 		of, target = "the breaker of class "+body.Class, name+"/"+body.Class
 	}
 	h.act(c, target, body, func() (ActionResult, error) {
+		seen := body.Class == "" || slices.ContainsFunc(up.Lanes(), func(l *router.Lane) bool { return l.Class == body.Class })
 		h.relay.ForceBreaker(up, body.Class, state, d)
+		if !seen { // a class may be any model's name
+			of += ", of which no request has come lately,"
+		}
 		if d == 0 {
 			return ActionResult{Message: fmt.Sprintf("%s at %s: what was said before is taken back", of, name), SurvivesRestart: true}, nil
 		}

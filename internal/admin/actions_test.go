@@ -33,8 +33,12 @@ func TestActions(t *testing.T) {
 		}, "on two " + idOf(keyBoth), 0},
 		"breaker open": {"/api/v1/breakers/force", `{"provider":"two","class":"opus-5","state":"open"}`, admin.ActionResult{
 			Action: "breaker.force", Target: "two/opus-5",
-			Message: "the breaker of class opus-5 at two: held open for 10m0s, at most until a restart; a request that nothing else can serve may still try it once, where draining the provider would keep it away",
+			Message: "the breaker of class opus-5, of which no request has come lately, at two: held open for 10m0s, at most until a restart; a request that nothing else can serve may still try it once, where draining the provider would keep it away",
 		}, `force two "opus-5" open 10m0s`, 10 * time.Minute},
+		"breaker of a class that is used": {"/api/v1/breakers/force", `{"provider":"one","class":"sonnet-5","state":"auto"}`, admin.ActionResult{
+			Action: "breaker.force", Target: "one/sonnet-5", SurvivesRestart: true,
+			Message: "the breaker of class sonnet-5 at one: what was said before is taken back",
+		}, `force one "sonnet-5" closed 0s`, 0},
 		"all breakers closed": {"/api/v1/breakers/force", `{"provider":"two","state":"closed","for":"24h"}`, admin.ActionResult{
 			Action: "breaker.force", Target: "two",
 			Message: "the breakers of every class at two: held closed for 24h0m0s, at most until a restart",
@@ -52,6 +56,7 @@ func TestActions(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				w := newWorld(t)
+				w.one.Lane("sonnet-5") // a request has come
 				got := answered[admin.ActionResult](t, w.do("POST", tc.path, w.admin, tc.body))
 				assert.Equal(t, []string{tc.did}, w.done())
 				tc.want.RequestID = got.RequestID

@@ -109,6 +109,7 @@ type Totals struct {
 	Requests         int64 `json:"requests"`
 	Succeeded        int64 `json:"succeeded"`
 	Failed           int64 `json:"failed"`
+	Refused          int64 `json:"refused"`   // by the relay, before a provider was asked
 	Failovers        int64 `json:"failovers"` // requests that a second key or provider served
 	InputTokens      int64 `json:"input_tokens"`
 	OutputTokens     int64 `json:"output_tokens"`

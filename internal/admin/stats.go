@@ -153,7 +153,7 @@ func (h *Handler) judge(providers []Provider) Status {
 		s.LastReload = h.relay.LastReload()
 	}
 	if s.LastReload != nil && s.LastReload.Error != "" {
-		s.Reasons = append(s.Reasons, Reason{Code: "reload_failed", Message: "the last reload was refused and the configuration before it is in force: " + s.LastReload.Error})
+		s.Reasons = append(s.Reasons, Reason{Code: "reload_failed", Message: "the last reload was refused and the configuration before it is in force: " + strings.ReplaceAll(s.LastReload.Error, "\n", "; ")})
 	}
 	switch {
 	case !serves:
@@ -171,7 +171,9 @@ func (p *Provider) serves() bool {
 	if p.Draining || p.Keys.Available+p.Keys.Exhausted == 0 {
 		return false
 	}
-	shut := func(b Breaker) bool { return b.State == breakerState(health.Open) }
+	// One that an operator holds says nothing of the provider, which is asked all the same
+	// where nothing else serves.
+	shut := func(b Breaker) bool { return b.State == breakerState(health.Open) && !b.Forced }
 	return len(p.Breakers) == 0 || !allOf(p.Breakers, shut)
 }
 

@@ -252,9 +252,13 @@ func (h *Handler) DryRun(t Trial) (Account, error) {
 		c := &plan.Candidates[i]
 		demand.Class, demand.Model = c.Class, c.Asks(t.Model)
 		choice := c.Upstream.Pool.Preview(now, demand)
-		a.Steps = append(a.Steps, Step{
+		step := Step{
 			Provider: c.Upstream.Provider.Name(), Model: demand.Model, Class: c.Class, Key: choice.Key, Verdict: foreseen[choice.Outcome], Choice: &choice,
-		})
+		}
+		if !letsIn(*c) {
+			step.Verdict = stepClosed
+		}
+		a.Steps = append(a.Steps, step)
 	}
 	return a, nil
 }

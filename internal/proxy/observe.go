@@ -101,6 +101,7 @@ type Totals struct {
 	Requests  int64
 	Served    int64 // whole, or the client's own mistake passed on
 	Failed    int64 // by the relay or its providers: neither served, refused, nor left by the client
+	Refused   int64 // by the relay, before a provider was asked: no token, no room, a mistake in the request
 	Failovers int64 // served by another attempt than the first
 	Input     int64 // tokens, as Tokens
 	CacheRead int64
@@ -109,7 +110,7 @@ type Totals struct {
 }
 
 type totals struct {
-	requests, served, failed, failovers, input, cacheRead, written, output atomic.Int64
+	requests, served, failed, refused, failovers, input, cacheRead, written, output atomic.Int64
 }
 
 func (t *totals) add(x *exchange) {
@@ -122,6 +123,8 @@ func (t *totals) add(x *exchange) {
 		}
 	case outcomeFailed, outcomeBroken, outcomePanic:
 		t.failed.Add(1)
+	case outcomeRefused:
+		t.refused.Add(1)
 	}
 	t.input.Add(int64(x.usage.Input))
 	t.cacheRead.Add(int64(x.usage.CacheRead))
@@ -133,7 +136,7 @@ func (t *totals) add(x *exchange) {
 func (h *Handler) Totals() Totals {
 	t := &h.totals
 	return Totals{
-		Requests: t.requests.Load(), Served: t.served.Load(), Failed: t.failed.Load(), Failovers: t.failovers.Load(),
+		Requests: t.requests.Load(), Served: t.served.Load(), Failed: t.failed.Load(), Refused: t.refused.Load(), Failovers: t.failovers.Load(),
 		Input: t.input.Load(), CacheRead: t.cacheRead.Load(), Written: t.written.Load(), Output: t.output.Load(),
 	}
 }

@@ -18,6 +18,7 @@ import (
 	otlp "go.opentelemetry.io/proto/slim/otlp/trace/v1"
 	"google.golang.org/protobuf/proto"
 
+	"cc-relay/internal/health"
 	"cc-relay/internal/metrics"
 	"cc-relay/internal/proxy"
 	"cc-relay/internal/router"
@@ -159,7 +160,7 @@ func TestWhatIsCountedOfARequest(t *testing.T) {
 	assert.Regexp(t, `cc_relay_event_lag_seconds_count [1-9]`, text)
 	assert.Regexp(t, `cc_relay_overhead_seconds_count [1-9]`, text)
 	total := o.handler.Totals()
-	assert.Equal(t, proxy.Totals{Requests: 3, Served: 1, Failed: 1, Failovers: 1, Input: total.Input, Output: 12}, total)
+	assert.Equal(t, proxy.Totals{Requests: 3, Served: 1, Failed: 1, Refused: 1, Failovers: 1, Input: total.Input, Output: 12}, total)
 }
 
 func TestAnAccountOfARequest(t *testing.T) {
@@ -248,6 +249,18 @@ func TestAChoiceThatWasNotMadeIsEmpty(t *testing.T) {
 		text, err := json.Marshal(acc.Steps[0].Choice)
 		require.NoError(t, err)
 		require.JSONEq(t, `{"class":"","strategy":"","outcome":"","home":false,"waited_ms":0,"budget_ms":0,"estimate":{"input":0,"cached":0,"output":0},"considered":0,"keys":[]}`, string(text))
+	}
+}
+
+// A breaker that would keep the request away is told of, where there is no other way too.
+func TestADryRunMeetsAnOpenBreaker(t *testing.T) {
+	r := relayOf(t, newSim(t, "a", 1))
+	for state, want := range map[health.State]string{health.Open: "breaker_open", health.Closed: "serves"} {
+		r.lane("a", opus).Hold(state, time.Hour)
+		plan, err := r.handler.DryRun(proxy.Trial{Model: opus, Tokens: 1000, MaxTokens: 64, Client: "alice"})
+		require.NoError(t, err)
+		require.Len(t, plan.Steps, 1)
+		assert.Equal(t, want, plan.Steps[0].Verdict)
 	}
 }
 
