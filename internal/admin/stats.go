@@ -171,10 +171,10 @@ func (p *Provider) serves() bool {
 	if p.Draining || p.Keys.Available+p.Keys.Exhausted == 0 {
 		return false
 	}
-	// One that an operator holds says nothing of the provider, which is asked all the same
-	// where nothing else serves.
-	shut := func(b Breaker) bool { return b.State == breakerState(health.Open) && !b.Forced }
-	return len(p.Breakers) == 0 || !allOf(p.Breakers, shut)
+	// What an operator holds open says nothing of the provider, which is asked all the
+	// same where nothing else serves.
+	own := slices.DeleteFunc(slices.Clone(p.Breakers), func(b Breaker) bool { return b.Forced && b.State == breakerState(health.Open) })
+	return len(own) == 0 || !allOf(own, func(b Breaker) bool { return b.State == breakerState(health.Open) })
 }
 
 func allOf[T any](list []T, is func(T) bool) bool {

@@ -64,6 +64,13 @@ func TestStatus(t *testing.T) {
 		"held open":           {func(w *world) { w.one.Force("", health.Open, time.Minute) }, admin.Degraded, []string{"breaker_forced one"}},
 		"held, and asked for": {func(w *world) { w.one.Force("", health.Open, time.Minute); w.one.Lane("x") }, admin.Degraded, []string{"breaker_forced one"}},
 		"all are held open":   {func(w *world) { w.one.Force("", health.Open, time.Minute); w.two.Force("", health.Open, time.Minute) }, admin.Degraded, []string{"breaker_forced one", "breaker_forced two"}},
+		"held for one class, and others fail": {func(w *world) {
+			for _, up := range []*router.Upstream{w.one, w.two} {
+				fail(up, "x")
+				up.Lane("y")
+				up.Force("y", health.Open, time.Minute)
+			}
+		}, admin.Down, []string{"no_provider ", "breaker_forced one", "breaker_open one", "breaker_forced two", "breaker_open two"}},
 		"held closed":         {func(w *world) { w.one.Force("", health.Closed, time.Minute) }, admin.Healthy, []string{}},
 		"let go":              {func(w *world) { w.one.Force("", health.Open, time.Minute); w.one.Unforce("") }, admin.Healthy, []string{}},
 		"reload refused":      {func(w *world) { w.reload = &admin.LastReload{Error: "bad"} }, admin.Degraded, []string{"reload_failed "}},

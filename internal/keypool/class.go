@@ -67,7 +67,7 @@ func ClassOf(model string) string {
 			return f.class
 		}
 	}
-	if len(model) > maxClassName || slices.Contains(reserved, model) {
+	if len(model) > maxClassName || slices.Contains(reserved, model) || isFast(model) {
 		return classOther
 	}
 	return model
@@ -92,6 +92,8 @@ func CheckClassName(name string) error {
 		return errors.New("empty; write a name, such as opus-5")
 	case slices.Contains(reserved, name):
 		return errors.New("the relay uses this name itself; choose another")
+	case isFast(name):
+		return errors.New("the relay adds " + fastMark + " itself, to the class of requests in fast mode; leave it out")
 	case len(name) > maxClassName || !isVisible(name):
 		return fmt.Errorf("not a name; write up to %d visible ASCII characters", maxClassName)
 	}

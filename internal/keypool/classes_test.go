@@ -44,6 +44,7 @@ func TestClassesOfTheOperator(t *testing.T) {
 		"odd":                          "odd", // its own name
 		"oddo":                         "oddo",
 		"models":                       "other",
+		"x+fast":                       "other",
 		"":                             "other",
 	} {
 		assert.Equal(t, want, classes.Of(model), "class of %q", model)

@@ -129,13 +129,17 @@ func (h *Handler) attempt(w http.ResponseWriter, x *exchange, at *walk, key leas
 	}()
 	x.dress(h, a)
 	x.attempts++
-	at.paid = false
+	paid := at.paid
+	at.paid, at.promised = false, false
 	x.provider, x.keyID = a.up.Provider.Name(), key.KeyID()
 	if x.stream {
 		a.gate.opens(w, x, a, at)
 	}
 	a.verdict = a.try(x)
 	x.verdict = a.verdict
+	if a.verdict == unreachable { // nothing was sent
+		at.paid = at.paid || paid
+	}
 	judged := time.Now()
 	x.upstream += judged.Sub(a.began)
 	a.mark(x, judged)
@@ -286,8 +290,7 @@ func (a *answer) mark(x *exchange, now time.Time) {
 	}
 	pool, id, class := a.up.Pool, a.lease.KeyID(), x.demand.Class
 	outcome := health.Neither
-	switch a.status { // of a request whose credential was read; one that is too large may not have got so far
-	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusTooManyRequests:
+	if a.credentialRead() {
 		a.lease.Accepted()
 	}
 	switch a.verdict {
@@ -317,6 +320,18 @@ func (a *answer) mark(x *exchange, now time.Time) {
 	if a.verdict == served && a.frames != nil {
 		a.after = a.lane.Try()
 	}
+}
+
+// credentialRead reports whether an error is one that the API itself makes once it knows
+// whose request it is. Pages of what stands before it are none, and a request that is too
+// large may not have got so far.
+func (a *answer) credentialRead() bool {
+	switch a.status {
+	case http.StatusBadRequest, http.StatusForbidden, http.StatusNotFound, http.StatusTooManyRequests:
+		e, ok := messages.ParseError(a.body)
+		return ok && e.Error.Type == messages.TypeOfStatus(a.status)
+	}
+	return false
 }
 
 // named is the wait that the answer names; 0: none.

@@ -208,13 +208,18 @@ func (x *exchange) query() *router.Query {
 
 // demandAt makes the demand that of the request at a candidate.
 func (x *exchange) demandAt(c *router.Candidate) {
-	x.demand.Class = c.Class
+	x.demand.Class = x.classAt(c)
 	if x.demand.Model != "" { // a call that generates
 		x.demand.Model = c.Asks(x.model)
-		if x.fast {
-			x.demand.Class = keypool.FastClass(c.Class)
-		}
 	}
+}
+
+// classAt is whose limits the request counts for at a candidate.
+func (x *exchange) classAt(c *router.Candidate) string {
+	if x.fast {
+		return keypool.FastClass(c.Class)
+	}
+	return c.Class
 }
 
 // marks are the points of the prompt by which the pool knows what is cached.

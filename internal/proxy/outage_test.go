@@ -1,6 +1,7 @@
 package proxy_test
 
 import (
+	"io"
 	"net/http"
 	"testing"
 	"testing/synctest"
@@ -164,6 +165,78 @@ func TestAWellProviderWithoutAKey(t *testing.T) {
 		assert.Greater(t, got.served, clients*2/3, "what the budget allows is sent once more")
 		assert.Empty(t, b.got())
 	})
+}
+
+// dryBudget keeps the retry budget empty until the func that it returns is called.
+func dryBudget(r *relay) (end func()) {
+	done := make(chan struct{})
+	go func() {
+		for {
+			for r.live.Router.Budget.Take() {
+			}
+			select {
+			case <-done:
+				return
+			case <-time.After(10 * time.Millisecond):
+			}
+		}
+	}()
+	return func() { close(done) }
+}
+
+// A stream that has begun is not given up for a provider that has no key.
+func TestABegunStreamIsNotGivenUpForNothing(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		net := newPipes()
+		a, b := net.actor(t, "a", nil), net.actor(t, "b", well)
+		a.fares(func(w http.ResponseWriter, r *http.Request, _ asked) {
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = io.WriteString(w, headFrame)
+			_ = http.NewResponseController(w).Flush()
+			select {
+			case <-time.After(6 * time.Second):
+			case <-r.Context().Done():
+				return
+			}
+			_, _ = io.WriteString(w, blockFrame+deltaFrame+usageFrame+stopFrame)
+		})
+		a.FirstTokenTimeout, a.IdleTimeout = 5*time.Second, 5*time.Second
+		r := net.cast(t, router.Config{}, a, b)
+		off := r.live.Router.Upstreams()[1].Pool
+		require.NoError(t, off.Disable(off.Keys()[0].ID))
+		end := dryBudget(r)
+		got := r.do(call{body: ask(opus, true)})
+		end()
+		requireServed(t, got, true)
+		assert.Len(t, a.got(), 1)
+		synctest.Wait()
+	})
+}
+
+// Where the one that may be asked without the budget has no key, the next after it that
+// is not well is a repeat to pay for.
+func TestTheThirdIsPaidFor(t *testing.T) {
+	t.Parallel()
+	for name, budget := range map[string]bool{"with": true, "without": false} {
+		t.Run(name+" budget", func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				a, b, c := net.actor(t, "a", answers(529)), net.actor(t, "b", well), net.actor(t, "c", well)
+				r := net.cast(t, router.Config{}, a, b, c)
+				off := r.live.Router.Upstreams()[1].Pool
+				require.NoError(t, off.Disable(off.Keys()[0].ID))
+				r.holdClosed("a", "c") // what is held is not taken for well
+				want := 200
+				if !budget {
+					want = 529
+					for r.live.Router.Budget.Take() {
+					}
+				}
+				assert.Equal(t, want, r.do(call{body: ask(opus, false)}).status)
+			})
+		})
+	}
 }
 
 // The second in line has not been asked for anything when the first one dies: two

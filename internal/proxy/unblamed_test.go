@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/http"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -16,6 +17,7 @@ import (
 
 	"cc-relay/internal/health"
 	"cc-relay/internal/proxy"
+	"cc-relay/internal/router"
 	"cc-relay/internal/simulator"
 )
 
@@ -206,6 +208,35 @@ func TestAProbeOfACredentialThatMeetsSomethingElse(t *testing.T) {
 				}
 				assert.Equal(t, 502, got.status)
 				assert.Len(t, a.Seen(), 2)
+			})
+		})
+	}
+}
+
+// A page of what stands before a provider says nothing of a credential.
+func TestAPageDoesNotBringARefusedKeyBack(t *testing.T) {
+	for _, code := range []int{400, 403, 404, 429} {
+		t.Run(itoa(code), func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				net := newPipes()
+				var n atomic.Int32
+				a := net.actor(t, "a", nil)
+				a.fares(func(w http.ResponseWriter, r *http.Request, q asked) {
+					if n.Add(1) == 2 {
+						w.Header().Set("Content-Type", "text/html")
+						w.WriteHeader(code)
+						_, _ = io.WriteString(w, "<html>blocked by the firewall</html>")
+						return
+					}
+					answers(401)(w, r, q)
+				})
+				r := net.cast(t, router.Config{}, a)
+				r.do(call{body: ask(opus, false)})
+				time.Sleep(5*time.Minute + time.Second)
+				r.do(call{body: ask(opus, false)})
+				time.Sleep(2 * time.Second)
+				r.do(call{body: ask(opus, false)})
+				assert.EqualValues(t, 2, n.Load(), "requests at the provider")
 			})
 		})
 	}

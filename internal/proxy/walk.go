@@ -22,7 +22,7 @@ type walk struct {
 	again    bool             // an upstream is being asked once more
 	forced   bool             // it is asked although its breaker is open
 	paid     bool             // the next repeat has been taken from the budget; sending it uses that up
-	promised bool             // no breaker refuses it
+	promised bool             // neither budget nor breaker refuses to go back: for that an attempt was given up
 	left     *walk            // where it was when it moved on from an upstream that may be asked again
 	counted  int              // attempts that may have cost an upstream work
 	moved    bool             // the one move for broken answers is spent
@@ -54,14 +54,14 @@ func (w *walk) enter(x *exchange) (lease, bool, error) {
 		if w.resort == nil || c.Lane.Status().State == health.Ramping { // one that is coming back is better than any that is away
 			w.resort = c
 		}
-		x.wrote(step{upstream: c.Upstream.Provider.Name(), model: c.Asks(x.model), class: c.Class, closed: true})
+		x.wrote(step{upstream: c.Upstream.Provider.Name(), model: c.Asks(x.model), class: x.classAt(c), closed: true})
 		return lease{}, false, nil
 	}
 	choice := takeAccount()
 	key, err := w.acquire(x, c, choice)
 	if err != nil {
 		done(health.Neither) // neither good nor bad: the provider has seen nothing
-		x.wrote(step{upstream: c.Upstream.Provider.Name(), model: c.Asks(x.model), class: c.Class, choice: choice})
+		x.wrote(step{upstream: c.Upstream.Provider.Name(), model: c.Asks(x.model), class: x.classAt(c), choice: choice})
 		return lease{}, true, err
 	}
 	return lease{key, done, choice}, true, nil
@@ -116,7 +116,7 @@ func (w *walk) next(x *exchange) bool {
 	if w.done {
 		return false
 	}
-	if !w.over && (w.nextUpstream() || w.back(x)) {
+	if !w.over && (w.onward(x) || w.back(x)) {
 		return true
 	}
 	if w.mayResort(x) {
@@ -150,6 +150,17 @@ func (w *walk) nextUpstream() bool {
 	return true
 }
 
+// onward is nextUpstream for a request that may have failed already: it passes over what
+// the budget does not allow.
+func (w *walk) onward(x *exchange) bool {
+	for w.nextUpstream() {
+		if w.counted == 0 || w.maySend(x, w.at) {
+			return true
+		}
+	}
+	return false
+}
+
 // others reports whether an attempt that brings nothing in time is given up for another,
 // and then sees to it that there will be one: what has begun must not be thrown away for a
 // repeat that the budget refuses, or a breaker that opens meanwhile.
@@ -158,13 +169,22 @@ func (w *walk) others(x *exchange) bool {
 		return false
 	}
 	for at := w.at + 1; at < len(w.plan); at++ {
-		if w.well(at) {
+		if w.well(at) && w.serves(x, at) {
+			w.promised = true // should it be full or without a key in a moment
 			return true
 		}
 	}
 	// Breakers may have opened since it began; the last one may be asked once more.
 	w.promised = slices.ContainsFunc(w.plan[w.at:], letsIn) && w.pay(x)
 	return w.promised
+}
+
+// serves reports whether a place of the plan has a key for the request now.
+func (w *walk) serves(x *exchange, at int) bool {
+	c := &w.plan[at]
+	demand := x.demand
+	demand.Class, demand.Model, demand.Account = x.classAt(c), c.Asks(x.model), nil
+	return c.Upstream.Pool.Preview(time.Now(), demand).Outcome == keypool.OutcomeServed
 }
 
 // letsIn reports whether a candidate's breaker would let a request in.
@@ -208,7 +228,7 @@ func (w *walk) move(x *exchange, a *answer) bool {
 	}
 	w.moved = w.moved || c.oneMove
 	if c.again {
-		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys(), counted: w.counted}
+		w.left = &walk{at: w.at, tried: w.tried, avoid: a.lease.OwnerKeys()}
 	}
 	if c.counted && !w.mayRepeat(x) {
 		w.done = true
@@ -281,7 +301,7 @@ func (a *answer) oversized() bool {
 // back returns, once and after a moment, to the upstream that failed last, where
 // no later one can serve. It avoids the organization that failed.
 func (w *walk) back(x *exchange) bool {
-	if !w.mayReturn() || w.left.counted > 0 && !w.pay(x) {
+	if !w.mayReturn() || w.counted > 0 && !w.promised && !w.pay(x) {
 		return false
 	}
 	w.again, w.at, w.tried, w.avoid = true, w.left.at, w.left.tried, w.left.avoid
