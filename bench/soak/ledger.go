@@ -13,6 +13,7 @@ type record struct {
 	status  int
 	usage   rig.Usage
 	partial bool
+	line    string // of the log, as it stands
 }
 
 // ledger compares what client, relay and provider say of each request, as soon as all
@@ -92,7 +93,7 @@ func (l *ledger) settleLocked(id string) {
 		add(&l.relay, r.usage)
 	}
 	if err := compare(a, r, c); err != nil {
-		l.problems.add(fmt.Sprintf("%s: %v", id, err))
+		l.problems.add(fmt.Sprintf("%s: %v; the record: %s", id, err, r.line))
 	}
 }
 

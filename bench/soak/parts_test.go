@@ -98,7 +98,8 @@ panic: a crash
 		l := &relayLog{record: func(r record) { got = append(got, r) }}
 		_, err := io.CopyBuffer(struct{ io.Writer }{l}, struct{ io.Reader }{strings.NewReader(text)}, make([]byte, size))
 		require.NoError(t, err)
-		assert.Equal(t, []record{{id: "r1", status: 200, partial: true, usage: rig.Usage{Input: 1, CacheWrite: 2, CacheRead: 3, Output: 4}}}, got)
+		line, _, _ := strings.Cut(text, "\n")
+		assert.Equal(t, []record{{line: line, id: "r1", status: 200, partial: true, usage: rig.Usage{Input: 1, CacheWrite: 2, CacheRead: 3, Output: 4}}}, got)
 		assert.Equal(t, []int{1, 1, 1, 7, 2, 2, 15}, []int{l.applied, l.refused, l.probesSeen(), l.lost, l.retries, l.warnings.n, l.tokens})
 	}
 }

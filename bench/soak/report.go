@@ -112,6 +112,7 @@ func (r *report) rows() [][2]string {
 		rows = append(rows[:2], [][2]string{
 			{"answers", r.ends()},
 			{"connections broken by the network", fmt.Sprint(r.broken)},
+			{"connections that the kernel gave up", fmt.Sprint(r.after.lost - r.before.lost)},
 			{"attempts beyond the first", fmt.Sprint(r.log.retries)},
 		}...)
 	}

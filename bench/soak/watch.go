@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -105,7 +106,7 @@ func (l *relayLog) lineLocked(line []byte) {
 		l.retries += max(0, e.Attempts-1)
 		l.tokens += e.sum()
 		l.record(record{id: e.RequestID, status: e.Status, partial: e.Partial,
-			usage: rig.Usage(e.spent)})
+			usage: rig.Usage(e.spent), line: string(line)})
 	case strings.HasPrefix(e.Message, saysApplied):
 		l.applied++
 	case strings.HasPrefix(e.Message, saysRefused):
@@ -137,6 +138,7 @@ type sample struct {
 	rss  int64         // bytes
 	fds  int           // without idle
 	idle int           // descriptors of connections that the provider has closed and the relay not yet
+	lost int           // connections of the whole machine that its kernel has given up so far
 
 	told       bool // there were metrics, which the rest is of
 	goroutines int
@@ -174,6 +176,9 @@ func (w *watcher) measure() (sample, error) {
 		s.rss = kib << 10
 	}
 	if s.fds, s.idle, err = descriptors(w.pid); err != nil {
+		return s, err
+	}
+	if s.lost, err = givenUp(w.pid); err != nil {
 		return s, err
 	}
 	m, err := w.metrics()
@@ -218,6 +223,25 @@ func descriptors(pid int) (open, idle int, err error) {
 		}
 	}
 	return open, idle, nil
+}
+
+// givenUp counts the connections of the process's network whose peer acknowledged nothing
+// for too long. A client whose answer was in the kernel by then has a part of what the
+// relay takes for sent.
+func givenUp(pid int) (int, error) {
+	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netstat", pid))
+	if err != nil {
+		return 0, err
+	}
+	var names []string
+	for line := range strings.Lines(string(table)) {
+		fields := strings.Fields(line)
+		if at := slices.Index(names, "TCPAbortOnTimeout"); at >= 0 && len(fields) == len(names) {
+			return strconv.Atoi(fields[at])
+		}
+		names = fields // of the line that follows
+	}
+	return 0, errors.New("/proc/net/netstat does not name TCPAbortOnTimeout")
 }
 
 // metrics are summed over their labels.
