@@ -114,7 +114,6 @@ func (s *modelSection) content(t tester, m modelMember, system bool, images *boo
 
 func blockOf(t tester, e modelMember, images *bool, light *int) (modelBlock, string) {
 	t.Helper()
-	*light += modelLight(t, e, true)
 	b := modelBlock{end: e.end - *light}
 	if !e.is('{') {
 		return b, name("other", e.value)
@@ -134,61 +133,56 @@ func blockOf(t tester, e modelMember, images *bool, light *int) (modelBlock, str
 			b.bare = b.bare || m.value == `""`
 			b.label = strings.HasPrefix(m.value, `"x-anthropic-billing-header:`)
 		case "content":
-			*images = *images || hasImage(t, m)
+			modelInner(t, m, 0, images, light)
+		case "source":
+			modelSource(t, m, 0, images, light)
 		}
 	}
+	b.end = e.end - *light
 	if b.bare {
 		b.life = 0
 	}
 	return b, name(parts...)
 }
 
-// modelLight is how many bytes the sources in a block do not count, and, where deep, those
-// in what a tool gave.
-func modelLight(t tester, e modelMember, deep bool) (light int) {
+// modelInner looks for pictures and documents in the content of a block: for the bytes of
+// theirs that do not count, and whether there is an image.
+func modelInner(t tester, m modelMember, depth int, images *bool, light *int) {
 	t.Helper()
-	if !e.is('{') {
-		return 0
-	}
-	for _, m := range e.elements(t) {
-		switch {
-		case m.key == "content" && deep && m.is('['):
-			for _, inner := range m.elements(t) {
-				light += modelLight(t, inner, false)
-			}
-		case m.key == "source" && m.is('{'):
-			of := map[string]string{}
-			for _, f := range m.elements(t) {
-				of[f.key] = f.value
-			}
-			most := 6400
-			if of["media_type"] == `"application/pdf"` {
-				most = max(most, len(of["data"])/16)
-			}
-			if of["type"] == `"base64"` {
-				light += max(0, len(of["data"])-most)
-			}
-		}
-	}
-	return light
-}
-
-func hasImage(t tester, m modelMember) bool {
-	t.Helper()
-	if !m.is('[') {
-		return false
+	if depth == 6 || !m.is('[') && !m.is('{') {
+		return
 	}
 	for _, e := range m.elements(t) {
-		if !e.is('{') {
-			continue
-		}
-		for _, f := range e.elements(t) {
-			if f.key == "type" && f.value == `"image"` {
-				return true
-			}
+		switch {
+		case m.is('['), e.key == "content":
+			modelInner(t, e, depth+1, images, light)
+		case e.key == "source":
+			modelSource(t, e, depth+1, images, light)
+		case e.key == "type":
+			*images = *images || e.value == `"image"`
 		}
 	}
-	return false
+}
+
+func modelSource(t tester, m modelMember, depth int, images *bool, light *int) {
+	t.Helper()
+	if !m.is('{') {
+		return
+	}
+	of := map[string]string{}
+	for _, f := range m.elements(t) {
+		of[f.key] = f.value
+		if f.key == "content" {
+			modelInner(t, f, depth+1, images, light)
+		}
+	}
+	most := 6400
+	if of["media_type"] == `"application/pdf"` {
+		most = max(most, len(of["data"])/16)
+	}
+	if of["type"] == `"base64"` {
+		*light += max(0, len(of["data"])-most)
+	}
 }
 
 func modelLife(t tester, m modelMember) time.Duration {

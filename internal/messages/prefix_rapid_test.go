@@ -94,6 +94,9 @@ func drawControl(t *rapid.T) string {
 	return rapid.SampledFrom(controls).Draw(t, "control")
 }
 
+// picture weighs less than it has bytes.
+var picture = `{"type":"image","source":{"type":"base64","media_type":"image/png","data":"` + strings.Repeat("A", 7000) + `"}}`
+
 func drawPiece(t *rapid.T) piece {
 	text := rapid.SampledFrom([]string{`"a"`, `"b"`, `""`, `"x-anthropic-billing-header: cch=1;"`, `"\"cache_control\":{\"type\":\"ephemeral\"}"`}).Draw(t, "text")
 	members := rapid.SampledFrom([][]string{
@@ -105,6 +108,10 @@ func drawPiece(t *rapid.T) piece {
 		{`"type":"tool_result"`, `"content":[{"type":"text","text":` + text + `,"cache_control":{"type":"ephemeral"}}]`},
 		{`"type":"tool_result"`, `"content":[{"type":"image","source":{}}]`},
 		{`"type":"image"`, `"source":{"data":` + text + `}`},
+		{`"type":"document"`, `"source":{"type":"content","content":[` + picture + `,{"type":"text","text":` + text + `}]}`},
+		{`"type":"web_fetch_tool_result"`, `"content":{"type":"web_fetch_result","content":{"type":"document","source":{"content":[` + picture + `]}}}`},
+		{`"type":"tool_result"`, `"content":` + strings.Repeat(`[`, 4) + picture + strings.Repeat(`]`, 4)},
+		{`"type":"tool_result"`, `"content":` + strings.Repeat(`{"content":`, 7) + picture + strings.Repeat(`}`, 7)},
 		{},
 	}).Draw(t, "members")
 	return piece{members, drawControl(t), rapid.IntRange(0, 4).Draw(t, "at")}

@@ -405,6 +405,8 @@ func pictures(n int) string {
 		{"type":"image","source":` + source("base64", "image/png") + `,"cache_control":{"type":"ephemeral"}},
 		{"type":"tool_result","content":[{"source":` + source("base64", "image/png") + `,"type":"image"},{"type":"text","text":"x"}]},
 		{"type":"document","source":` + source("base64", "application/pdf") + `},
+		{"type":"document","source":{"type":"content","content":[{"type":"image","source":` + source("base64", "image/png") + `}]}},
+		{"type":"web_fetch_tool_result","content":{"type":"web_fetch_result","content":{"type":"document","source":` + source("base64", "application/pdf") + `}}},
 		{"type":"document","source":` + source("text", "text/plain") + `},
 		{"type":"image","source":"` + data + `"},
 		{"type":"text","text":"what is this?","cache_control":{"type":"ephemeral"}}]}],
@@ -416,10 +418,10 @@ func TestPrefixWeighsPictures(t *testing.T) {
 	l := newLedger(0)
 	rest := l.check(t, []byte(pictures(2))).Bytes
 	for name, tt := range map[string]struct{ n, weight int }{
-		"small":                 {6400, 5 * 6398},
-		"two pictures":          {40_000, 3*6398 + 2*39_998},
-		"and the document too":  {1_600_000, 2*6398 + 99_998 + 2*1_599_998},
-		"of a megabyte of data": {1_333_334, 2*6398 + 83_331 + 2*1_333_332},
+		"small":                 {6400, 7 * 6398},
+		"three pictures":        {40_000, 5*6398 + 2*39_998},
+		"and the documents too": {1_600_000, 3*6398 + 2*99_998 + 2*1_599_998},
+		"of a megabyte of data": {1_333_334, 3*6398 + 2*83_331 + 2*1_333_332},
 	} {
 		t.Run(name, func(t *testing.T) {
 			p := l.check(t, []byte(pictures(tt.n)))

@@ -137,11 +137,11 @@ func (s *scanner) block(p *prompt) block {
 			b.life = s.cacheControl()
 		case "content":
 			at := s.valueAt()
-			s.results(p)
+			s.inner(p, 0)
 			b.member(key, s.buf[at:s.pos])
 		case "source":
 			at := s.valueAt()
-			s.source(p)
+			s.source(p, 0)
 			b.member(key, s.buf[at:s.pos])
 		default:
 			value := s.raw()
@@ -173,25 +173,33 @@ func (p *prompt) image(key, value []byte) {
 	}
 }
 
-// results steps over the content of a block: tools answer with images there.
-func (s *scanner) results(p *prompt) {
-	if s.peek() != '[' {
+// maxInner is how deep the contents of blocks are looked into: a document that a tool has
+// fetched lies three deep, and may be made of blocks of its own.
+const maxInner = 6
+
+// inner steps over the content of a block, or of what lies in it: tools answer with
+// pictures and documents there.
+func (s *scanner) inner(p *prompt, depth int) {
+	switch {
+	case depth == maxInner:
 		s.value()
-		return
-	}
-	for ok := s.firstElement(); ok; ok = s.nextElement() {
-		if s.peek() != '{' {
-			s.value()
-			continue
+	case s.peek() == '[':
+		for ok := s.firstElement(); ok; ok = s.nextElement() {
+			s.inner(p, depth+1)
 		}
+	case s.peek() == '{':
 		for ok := s.firstField(); ok; ok = s.nextField() {
-			key := s.key
-			if string(key) == "source" {
-				s.source(p)
-				continue
+			switch key := s.key; string(key) {
+			case "content":
+				s.inner(p, depth+1)
+			case "source":
+				s.source(p, depth+1)
+			default:
+				p.image(key, s.raw())
 			}
-			p.image(key, s.raw())
 		}
+	default:
+		s.value()
 	}
 }
 
@@ -207,7 +215,7 @@ const (
 
 // source steps over what a picture or a document is given by, and takes from the
 // prompt's weight what it has in base64 above what it costs.
-func (s *scanner) source(p *prompt) {
+func (s *scanner) source(p *prompt, depth int) {
 	if s.peek() != '{' {
 		s.value()
 		return
@@ -215,6 +223,10 @@ func (s *scanner) source(p *prompt) {
 	data, encoded, pdf := 0, false, false
 	for ok := s.firstField(); ok; ok = s.nextField() {
 		key := s.key
+		if string(key) == "content" { // of a document that is made of blocks
+			s.inner(p, depth+1)
+			continue
+		}
 		switch value := s.raw(); string(key) {
 		case "type":
 			encoded = string(value) == `"base64"`
