@@ -344,9 +344,9 @@ func (v *accountView) came(c *choice, dry bool) string {
 	where := ""
 	switch {
 	case c.Home:
-		where = ", where the conversation's prompt is cached"
+		where = ", the conversation's home"
 	case c.HomeKey != "":
-		where = ", not " + c.HomeKey + ", where the conversation's prompt is cached"
+		where = ", not " + c.HomeKey + ", the conversation's home"
 	}
 	if c.Probe {
 		where += ", to see whether it works again"
@@ -452,7 +452,7 @@ var whyKey = map[string]string{
 	"no_requests":    "no requests left",
 	"no_input":       "too little input left",
 	"no_output":      "too little output left",
-	"not_home":       "the prompt is not cached here",
+	"not_home":       "the conversation is at home elsewhere",
 	"lower_priority": "lower priority",
 	"not_drawn":      "not drawn",
 	"less_room":      "less room",

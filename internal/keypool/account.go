@@ -37,7 +37,7 @@ const (
 	WhyNoOutput   Why = "no_output"
 
 	// These had room for the request.
-	WhyNotHome       Why = "not_home" // the prompt is cached at the key that was chosen
+	WhyNotHome       Why = "not_home" // the conversation goes back to the key that was chosen
 	WhyLowerPriority Why = "lower_priority"
 	WhyNotDrawn      Why = "not_drawn" // chance took another, or of many keys this one was not looked at
 	WhyLessRoom      Why = "less_room"
@@ -334,7 +334,7 @@ func (p *KeyPool) passedOver(c *class, i int, v *view, dec *decision, home int) 
 	switch {
 	case dec.err != nil:
 		return WhyNotItsTurn // the selector failed
-	case chosen.index == home && (dec.wait > 0 || chosen.cached >= homeTokens):
+	case chosen.index == home && (dec.wait > 0 || len(p.views) == 0): // it was not compared with others
 		return WhyNotHome
 	case c.slots[i].key.priority < c.slots[chosen.index].key.priority:
 		return WhyLowerPriority

@@ -65,22 +65,25 @@ func (b *buckets) learned() bool { return b.told != [limitKinds]bool{} }
 
 // trial is how long a request must wait because others are finding out what the
 // owner admits: its limits, or whether a cool-down was long enough. Those that
-// wait ahead of it try before it.
+// wait ahead of it try before it. Of limits, what has been out for longer than a
+// refusal takes was admitted, however long its answer takes: as many may follow.
 func (b *buckets) trial(now time.Time, ahead int) time.Duration {
-	most := math.MaxInt
-	for _, k := range b.know {
-		if k == unknown {
-			most = maxUnacked
+	under, admitted := ahead, 0
+	for _, h := range b.unacked {
+		switch {
+		case h.at.Before(b.cool.until): // what went before it shows nothing of how it ended
+		case now.Sub(h.at) < refusalTime:
+			under++
+		default:
+			admitted++
 		}
+	}
+	most := math.MaxInt
+	if slices.Contains(b.know[:], unknown) {
+		most = max(maxUnacked, admitted)
 	}
 	if b.cool.guarded && !now.Before(b.cool.until) {
-		most = 1
-	}
-	under := ahead
-	for _, h := range b.unacked {
-		if !h.at.Before(b.cool.until) { // what went before it shows nothing of how it ended
-			under++
-		}
+		most, under = 1, under+admitted
 	}
 	if under >= most {
 		return probeInterval

@@ -23,6 +23,7 @@ const (
 	patience      = 2 * time.Second        // worth waiting for a home
 	savedPerWait  = 100 * time.Microsecond // and for each token that is not read again: 1 s for 10,000
 	maxUnacked    = 2                      // requests that try out limits nobody knows yet
+	refusalTime   = 500 * time.Millisecond // until a request that is refused has its answer
 	probeInterval = 100 * time.Millisecond // how often those look that wait for the outcome
 
 	sampleFrom  = 16 // with more keys than this some are drawn instead of all looked at
@@ -55,19 +56,20 @@ type decision struct {
 
 // decide is the whole choice and changes nothing but the turn of the selector and
 // what is noted of crowds: the conversation's home while the wait for it costs
-// less than its cache saves, else the selector's pick among the keys that can
+// less than its cache saves, or what it has left there is worth, else the selector's pick among the keys that can
 // serve now, else the key that can serve first. The caller holds mu for writing.
 func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decision {
 	p.views, p.drawn = p.views[:0], p.drawn[:0]
-	home, warm := p.homeOf(now, c, d), false
+	home, stays := p.homeOf(now, c, d), false
 	var at view
 	if home >= 0 {
 		bytes := p.prefixes.longest(d.Prefix, c.slots[home].key.scope, d.least, now)
 		p.view(&at, now, c, home, bytes, d, own)
-		warm = at.cached >= homeTokens && !at.oversized && !at.dead
-		if warm && at.wait == 0 {
+		usable, warm := !at.oversized && !at.dead, at.cached >= homeTokens
+		if usable && (warm || d.Stays) && at.wait == 0 {
 			return decision{view: at}
 		}
+		stays = usable && (warm || d.Stays && d.OpenTools)
 	}
 	p.look(now, c, d, own, home)
 	free, soonest := best(p.views)
@@ -75,7 +77,7 @@ func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decisi
 		c.found(now, free != nil)
 	}
 	budget := p.budget(now, c, d)
-	if warm && at.wait <= min(budget, p.worth(now, d, &at, free, soonest)) {
+	if stays && at.wait <= min(budget, p.worth(now, d, &at, free, soonest)) {
 		return decision{view: at, wait: at.wait}
 	}
 	if free != nil && free.oversized {
@@ -99,11 +101,11 @@ func (p *KeyPool) worth(now time.Time, d *Demand, home, free, soonest *view) tim
 	return soonest.wait + patience + time.Duration(home.cached-soonest.cached)*savedPerWait // home itself is seen, so there is one
 }
 
-// homeOf is the slot where the conversation's prompt is cached: that of its last
-// key, or of another key of the same cache where that one cannot serve; -1 if
+// homeOf is the slot where the conversation's prompt is cached, or what it has left
+// behind: that of its last key, or of another key of the same cache where that one cannot serve; -1 if
 // there is none.
 func (p *KeyPool) homeOf(now time.Time, c *class, d *Demand) int {
-	if p.affinityOff || len(d.Prefix) == 0 {
+	if p.affinityOff || len(d.Prefix) == 0 && !d.Stays {
 		return -1
 	}
 	at := p.homes.get(d.Conversation, now)

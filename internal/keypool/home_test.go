@@ -62,6 +62,41 @@ func TestAConversationKeepsItsKey(t *testing.T) {
 	}
 }
 
+// What only the organization that wrote it can read is a reason to stay where nothing is
+// cached: not to wait for long, and in the middle of a turn a little.
+func TestAConversationStaysThatLeftSomethingBehind(t *testing.T) {
+	next := func(stays, open bool) keypool.Demand {
+		return keypool.Demand{Class: opus, Bytes: 4000, Conversation: 42, Stays: stays, OpenTools: open}
+	}
+	for name, tc := range map[string]struct {
+		demand keypool.Demand
+		busy   time.Duration // until the key has room
+		home   bool          // it is served there
+		waits  time.Duration
+	}{
+		"nothing left behind":       {next(false, false), 0, false, 0},
+		"a container":               {next(true, false), 0, true, 0},
+		"tool calls":                {next(true, true), 0, true, 0},
+		"a container, busy":         {next(true, false), time.Second, false, 0},
+		"tool calls, busy":          {next(true, true), time.Second, true, time.Second},
+		"tool calls, busy for long": {next(true, true), 3 * time.Second, false, 0},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				keys, ids := keysOf(2, plenty, plenty, plenty)
+				p := patient(t, keypool.StrategyRoundRobin, keys...)
+				require.Equal(t, ids[0], turn(t, p, next(false, false)))
+				if tc.busy > 0 {
+					require.NoError(t, p.UpdateClassFromHeaders(ids[0], opus, rateHeaders(int(time.Minute/tc.busy), 0)))
+				}
+				began := time.Now()
+				assert.Equal(t, tc.home, turn(t, p, tc.demand) == ids[0])
+				assert.Equal(t, tc.waits, time.Since(began))
+			})
+		})
+	}
+}
+
 func TestWhatHasNoHome(t *testing.T) {
 	for name, d := range map[string]keypool.Demand{
 		"no conversation": talk(0, 40_000),

@@ -44,16 +44,22 @@ func (e *ExhaustedError) Is(target error) bool { return target == ErrAllKeysExha
 
 // Demand is what one request needs of a key.
 type Demand struct {
-	Class        string    // model class, see Classes
-	Model        string    // as asked for; tells how short a prompt may be to be cached
-	Client       string    // who asks: clients take turns where requests wait
-	Bytes        int       // of the whole prompt; its tokens are estimated from it
-	Tokens       int       // of the whole prompt, for Preview alone: instead of Bytes where above 0
-	MaxTokens    int       // the request's max_tokens; 0 = unknown
-	Conversation uint64    // identity of the conversation, scoped by client; 0 = none, no home
-	Prefix       []Mark    // where the prompt may be found in a cache, longest first; none = it asks for no caching
-	Arrived      time.Time // when the request came: its one budget of waiting counts from here; zero = now
-	Exclude      []string  // IDs of keys that this request must not use again
+	Class        string // model class, see Classes
+	Model        string // as asked for; tells how short a prompt may be to be cached
+	Client       string // who asks: clients take turns where requests wait
+	Bytes        int    // of the whole prompt; its tokens are estimated from it
+	Tokens       int    // of the whole prompt, for Preview alone: instead of Bytes where above 0
+	MaxTokens    int    // the request's max_tokens; 0 = unknown
+	Conversation uint64 // identity of the conversation, scoped by client; 0 = none, no home
+	Prefix       []Mark // where the prompt may be found in a cache, longest first; none = it asks for no caching
+	// Stays: the conversation goes back to the key that served it last where that is
+	// free, though nothing of it is cached there: what its organization alone can read
+	// (thinking, a container) would be lost elsewhere.
+	Stays bool
+	// OpenTools: and it waits a moment for that key, for it is in the middle of a turn.
+	OpenTools bool
+	Arrived   time.Time // when the request came: its one budget of waiting counts from here; zero = now
+	Exclude   []string  // IDs of keys that this request must not use again
 	// OnlyHome: refuse rather than wait for a key where nothing of the prompt is
 	// cached, because another provider may serve at once.
 	OnlyHome bool
@@ -284,10 +290,10 @@ func (p *KeyPool) dispatch(now time.Time, c *class, s *slot, d *Demand, v *view)
 	return Lease{pool: p, key: s.key, hold: h, generation: h.generation}, nil
 }
 
-// settleIn makes the key the conversation's home, and notes what the request will
-// read and write there.
+// settleIn makes the key the conversation's home, for its next turn may have to stay,
+// and notes what the request will read and write there.
 func (p *KeyPool) settleIn(now time.Time, c *class, s *slot, d *Demand, v *view, h *hold) {
-	if p.affinityOff || len(d.Prefix) == 0 {
+	if p.affinityOff {
 		return
 	}
 	at := home{key: s.key, used: now, life: cacheLife}

@@ -2,6 +2,7 @@ package keypool_test
 
 import (
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -58,6 +59,55 @@ func TestUnknownLimits(t *testing.T) {
 			assert.Equal(t, tc.want, room(t, p, tc.class))
 		})
 	}
+}
+
+// What has been out for longer than a refusal takes was admitted, however long its answer
+// takes: as many may follow, and a burst is not refused for want of knowledge.
+func TestSilenceIsNoRefusal(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t, "", keyOf(0, 0, 0, 0))
+		out := 0
+		for _, want := range []int{2, 2, 4, 8} {
+			got := 0
+			for range want + 1 {
+				if _, wait, err := p.AcquireAt(time.Now(), of1000Class(), new(keypool.Turn)); err == nil && wait == 0 {
+					got++
+				}
+			}
+			assert.Equal(t, want, got, "with %d out", out)
+			out += got
+			time.Sleep(500 * time.Millisecond)
+		}
+	})
+	synctest.Test(t, func(t *testing.T) {
+		p := patient(t, "", keyOf(0, 0, 0, 0)) // waits for 3 s
+		var served atomic.Int32
+		for range 10 {
+			go func() {
+				if _, err := p.Acquire(t.Context(), of1000Class()); err == nil {
+					served.Add(1)
+				}
+			}()
+		}
+		time.Sleep(3 * time.Second)
+		synctest.Wait()
+		assert.EqualValues(t, 10, served.Load())
+	})
+}
+
+// After a refusal one tries, and nobody follows until it has its answer.
+func TestSilenceDoesNotEndACoolDown(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := newPool(t, "", keyOf(0, 0, 0, 0))
+		lease := acquire(t, p, of1000Class())
+		lease.Answered(429, nil)
+		lease.Limited(5 * time.Second)
+		lease.Settle(keypool.Usage{})
+		time.Sleep(5 * time.Second)
+		acquire(t, p, of1000Class())
+		time.Sleep(10 * time.Second)
+		assert.Equal(t, 100*time.Millisecond, refused(t, p, of1000Class()).RetryAfter)
+	})
 }
 
 func TestPartlyKnownLimits(t *testing.T) {

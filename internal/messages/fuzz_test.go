@@ -148,7 +148,7 @@ func FuzzSetModel(f *testing.F) {
 		}
 		require.NoError(t, err)
 		require.Equal(t, written, string(again.Model))
-		require.Equal(t, []any{req.Stream, req.MaxTokens, string(req.UserID), req.OpenTools}, []any{again.Stream, again.MaxTokens, string(again.UserID), again.OpenTools})
+		require.Equal(t, []any{req.Stream, req.MaxTokens, string(req.UserID), req.OpenTools, req.Container}, []any{again.Stream, again.MaxTokens, string(again.UserID), again.OpenTools, again.Container})
 	})
 }
 

@@ -54,7 +54,7 @@ func Inspect(body []byte, seed uint64) (Request, error) {
 		return Request{}, err
 	}
 	p.prefix(&req.Prefix, req.Model)
-	req.OpenTools, req.Fast = p.messages.open, p.fast
+	req.OpenTools, req.Fast, req.Container = p.messages.open, p.fast, p.container
 	return req, nil
 }
 

@@ -177,13 +177,14 @@ func (m *marker) section(c *section, base uint64, first, before int) {
 type prompt struct {
 	tools, system, messages section
 
-	start    uint64 // the messages through the first of a user
-	started  bool
-	images   uint64        // 1 where a message has an image
-	light    int           // bytes so far that cost nothing, see scanner.source
-	fast     bool          // by the speed of the request
-	caching  time.Duration // life by the cache_control of the whole request
-	settings struct{ speed, output, choice, thinking uint64 }
+	start     uint64 // the messages through the first of a user
+	started   bool
+	images    uint64        // 1 where a message has an image
+	light     int           // bytes so far that cost nothing, see scanner.source
+	fast      bool          // by the speed of the request
+	container bool          // the request names one
+	caching   time.Duration // life by the cache_control of the whole request
+	settings  struct{ speed, output, choice, thinking uint64 }
 }
 
 func (p *prompt) begin(seed uint64) {

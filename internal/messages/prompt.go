@@ -44,6 +44,8 @@ func (s *scanner) promptField(p *prompt) {
 		p.settings.choice = xxh3.Hash(s.raw())
 	case "thinking":
 		p.settings.thinking = xxh3.Hash(s.raw())
+	case "container":
+		p.container = string(s.raw()) != "null"
 	default:
 		s.value()
 	}

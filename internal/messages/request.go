@@ -31,6 +31,9 @@ type Request struct {
 	// system are passed over: Claude Code puts them after what the user sends. Names
 	// written with escapes are not seen.
 	OpenTools bool
+	// Container: the request names the container that earlier turns have used, which only
+	// their organization has.
+	Container bool
 
 	modelAt [2]int // the value of model in Body, quotes included
 	edits   []edit // what differs in the body to send, in the order of Body; replaced whole

@@ -260,3 +260,11 @@ func TestStripInSmallReads(t *testing.T) {
 		require.Equal(t, want, got.String(), "reads of %d bytes", size)
 	}
 }
+
+func TestContainer(t *testing.T) {
+	for value, want := range map[string]bool{`"container_1"`: true, `{"id":"container_1"}`: true, `null`: false} {
+		req, err := messages.Inspect([]byte(`{"model":"m","container":`+value+`}`), 0)
+		require.NoError(t, err)
+		assert.Equal(t, want, req.Container, value)
+	}
+}

@@ -56,7 +56,6 @@ type answer struct {
 	makers  *makers // told of signatures; nil where all upstreams are of one origin
 	meter   messages.Meter
 	usage   messages.Usage
-	metered bool // usage was reported
 
 	produced int // output tokens passed on that the pool has not been told of
 }
@@ -256,7 +255,7 @@ func (a *answer) readJSON(x *exchange) verdict {
 	if reply.Error {
 		return a.judgeError(a.body)
 	}
-	a.usage, a.metered = reply.Usage, reply.HasUsage
+	a.usage = reply.Usage
 	if a.makers != nil {
 		a.signed(messages.ReplySignatures(a.body, x.live.Seed)...)
 	}

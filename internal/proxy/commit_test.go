@@ -612,3 +612,22 @@ func TestTheBreakerIsToldOnce(t *testing.T) {
 		})
 	})
 }
+
+// A wait that a provider names reaches the client in the form that clients read, or not
+// at all.
+func TestRetryAfterIsWholeSeconds(t *testing.T) {
+	for told, want := range map[string]string{"0.4": "1", "7.2": "8", "3600": "3600", "Sat, 01 Jan 2000 00:00:20 GMT": "20", "soon": "", "-5": ""} {
+		t.Run(told, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) { // it begins with the year 2000
+				net := newPipes()
+				a := net.actor(t, "a", func(w http.ResponseWriter, r *http.Request, q asked) {
+					w.Header().Set("Date", time.Now().UTC().Format(http.TimeFormat))
+					w.Header().Set("Retry-After", told)
+					answers(503)(w, r, q)
+				})
+				r := net.cast(t, router.Config{}, a)
+				assert.Equal(t, want, r.do(call{body: ask(opus, true)}).header.Get("Retry-After"))
+			})
+		})
+	}
+}

@@ -168,6 +168,8 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 	x.demand.MaxTokens = msg.MaxTokens
 	x.demand.Conversation = x.conversation(class)
 	x.demand.Prefix = marks(x.msg.Prefix.Marks())
+	x.demand.OpenTools = x.msg.OpenTools
+	x.demand.Stays = msg.OpenTools || msg.Container
 	return true
 }
 
@@ -192,10 +194,10 @@ func (x *exchange) conversation(class string) uint64 {
 }
 
 // settles is the conversation where the upstream that serves it becomes its home:
-// where it can be told from others and there is something to come back to, a cache or
-// the answers to tool calls. 0: anybody may serve the next turn.
+// where it can be told from others and there is something to come back to: a cache, a
+// container, the answers to tool calls. 0: anybody may serve the next turn.
 func (x *exchange) settles() uint64 {
-	if x.named || x.msg.OpenTools || len(x.demand.Prefix) > 0 {
+	if x.named || x.demand.Stays || len(x.demand.Prefix) > 0 {
 		return x.demand.Conversation
 	}
 	return 0
@@ -256,12 +258,13 @@ func (x *exchange) stopped() bool { return errors.Is(context.Cause(x.r.Context()
 // linger is how long a body is still read that nobody wants.
 const linger = time.Second
 
-// refuse answers with an error of the relay's own making. The connection is
-// closed where a body was not read: what it holds must not become a request.
+// refuse answers with an error of the relay's own making. An HTTP/1.1 connection is
+// closed where a body was not read: what it holds must not become a request. Of
+// HTTP/2 that would end the others' requests, and curl loses the answer over it.
 func (x *exchange) refuse(w http.ResponseWriter, status int, kind messages.ErrorType, message string) {
 	x.status, x.outcome = status, outcomeRefused
 	unread := x.body == nil && x.r.ContentLength != 0 || status == http.StatusRequestEntityTooLarge || status == http.StatusRequestTimeout
-	if unread || x.body == nil && status == messages.StatusOverloaded {
+	if unread && x.r.ProtoMajor == 1 || x.body == nil && status == messages.StatusOverloaded {
 		w.Header().Set("Connection", "close")
 	}
 	if unread {

@@ -455,3 +455,27 @@ func testAnswersOfTheOtherKind(t *testing.T) {
 		})
 	}
 }
+
+// Some vendors say of a prompt that it was nothing until the answer ends. Of one that
+// does not end, what was held for the prompt stays taken.
+func TestAPromptOfNothingIsNotReported(t *testing.T) {
+	zero := strings.Replace(startFrame, `"input_tokens":11`, `"input_tokens":0`, 1)
+	require.NotEqual(t, startFrame, zero)
+	for name, tt := range map[string]struct {
+		start string
+		left  bool // something is left of the key's input tokens for a second one
+	}{
+		"nothing": {zero, false},
+		"a few":   {startFrame, true},
+	} {
+		t.Run(name, func(t *testing.T) {
+			up := newRaw(t, "a", say(sseHead+tt.start+deltaFrame))
+			up.limits = keypool.KeyConfig{RPMLimit: 50, ITPMLimit: 10_000, OTPMLimit: 4000}
+			r := newRelay(t, setup{upstreams: []upstream{up.upstream}})
+			body := strings.Replace(ask(opus, true), `"hello"`, `"`+strings.Repeat("abc ", 8000)+`"`, 1)
+			require.Greater(t, len(body), 32_000)
+			require.Equal(t, 200, r.do(call{body: body}).status)
+			assert.Equal(t, tt.left, r.do(call{body: body}).status == 200)
+		})
+	}
+}

@@ -33,6 +33,12 @@ func (x *exchange) showHeaders(dst, src http.Header) {
 		if !shown[name] && (!strings.HasPrefix(name, "Anthropic-") || hidden(name) && !x.own) {
 			continue
 		}
+		if name == "Retry-After" && !x.own { // clients read whole seconds only
+			if d := keypool.ParseRetryAfter(src); d > 0 {
+				dst[name] = []string{retryAfter(d)}
+			}
+			continue
+		}
 		clean := true
 		for _, v := range values {
 			clean = clean && x.live.scrub.Load().clean(v) == v

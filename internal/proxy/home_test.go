@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"testing"
 
@@ -54,6 +55,29 @@ func TestConversationsStayOnTheirKey(t *testing.T) {
 			}
 			assert.Len(t, used, 1, "keys of one conversation: %v", used)
 			assert.Greater(t, read, 6*1900, "each turn but the first reads the cache")
+		})
+	}
+}
+
+// The turn of a tool loop goes back to the organization that can read its thinking, and
+// what names a container to the one that has it, cached or not.
+func TestWhatWasLeftBehindIsHome(t *testing.T) {
+	leakFree(t)
+	const begin = `{"model":"claude-sonnet-5-5","max_tokens":64,"tools":[{"name":"n","input_schema":{}}],"messages":[{"role":"user","content":"hello"}`
+	for name, next := range map[string]string{
+		"tool calls":  begin + `,{"role":"assistant","content":[{"type":"tool_use","id":"t","name":"n","input":{}}]},{"role":"user","content":[{"type":"tool_result","tool_use_id":"t","content":"ok"}]}]}`,
+		"a container": begin + `,{"role":"assistant","content":"hi"},{"role":"user","content":"go on"}],"container":"container_1"}`,
+	} {
+		t.Run(name, func(t *testing.T) {
+			a := newSim(t, "a", 3)
+			r := relayOf(t, a)
+			requireServed(t, r.do(call{body: begin + `]}`}), false)
+			for range 5 {
+				requireServed(t, r.do(call{body: next}), false)
+			}
+			seen := a.keysSeen()
+			assert.Len(t, seen, 6)
+			assert.Len(t, slices.Compact(seen), 1, "keys of one conversation")
 		})
 	}
 }

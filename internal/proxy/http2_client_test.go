@@ -5,6 +5,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -89,5 +90,28 @@ func TestAClientThatDoesNotReadOverHTTP2(t *testing.T) {
 		assert.InDelta(t, 5, time.Since(start).Seconds(), 0.1, "when the relay gave up")
 		assert.Less(t, (<-s.ended).Sub(start), 6*time.Second, "the provider goes on for nobody")
 		assert.Empty(t, r.inFlight())
+	})
+}
+
+// What is refused before its body was read ends its own stream, not the connection of
+// all the others.
+func TestARefusalOverHTTP2IsOneStreams(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		network := newPipes()
+		a := network.actor(t, "a", well)
+		r := newRelay(t, setup{upstreams: []upstream{a.upstream}, pipes: network})
+		r.overHTTP2(t, network)
+		var dials atomic.Int32
+		dial := r.client.DialContext
+		r.client.DialContext = func(ctx context.Context, network, addr string) (net.Conn, error) {
+			dials.Add(1)
+			return dial(ctx, network, addr)
+		}
+		for range 3 {
+			got := r.do(call{body: ask(opus, false), header: http.Header{"Content-Type": {"text/plain"}}})
+			requireError(t, got, 415, "invalid_request_error")
+			requireServed(t, r.do(call{body: ask(opus, false)}), false)
+		}
+		assert.EqualValues(t, 1, dials.Load(), "connections")
 	})
 }

@@ -243,11 +243,17 @@ func parseModels(body []byte) ([]model, error) {
 	for _, raw := range list.Data {
 		var head struct {
 			ID        string `json:"id"`
+			Type      string `json:"type"`
 			Lifecycle string `json:"lifecycle"`
 		}
-		if err := json.Unmarshal(raw, &head); err == nil && head.ID != "" {
-			models = append(models, model{head.ID, head.Lifecycle, raw})
+		if err := json.Unmarshal(raw, &head); err != nil || head.ID == "" {
+			continue
 		}
+		one := model{head.ID, head.Lifecycle, raw}
+		if head.Type != "model" { // of a list in another vendor's shape, which clients cannot read
+			one.object = bare(head.ID).object
+		}
+		models = append(models, one)
 	}
 	return models, nil
 }
@@ -413,7 +419,7 @@ func (m model) named(name string) model {
 	return model{name, m.lifecycle, object}
 }
 
-// bare is the entry of a model that no upstream lists: its name is all there is to say.
+// bare is the entry of a model that no upstream lists, or not in this shape: its name is all there is to say.
 func bare(name string) model {
 	object, _ := json.Marshal(struct { // strings cannot fail to encode
 		Type        string `json:"type"`

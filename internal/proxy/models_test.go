@@ -786,3 +786,16 @@ func TestFetchingModelsTellsNoSecret(t *testing.T) {
 		})
 	}
 }
+
+// A list in the shape of another vendor's API becomes one that clients can read.
+func TestListsOfOtherShapes(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		net := newPipes()
+		a := net.handler(t, "a", tells(says(`{"object":"list","data":[{"id":"qwen3-coder","object":"model","created":1763900000,"owned_by":"vllm"}]}`)))
+		r := net.relay(t, &a.sim)
+		const want = `{"type":"model","id":"qwen3-coder","display_name":"qwen3-coder","created_at":"1970-01-01T00:00:00Z"}`
+		got := r.do(listModels(""))
+		assert.JSONEq(t, `{"data":[`+want+`],"has_more":false,"first_id":"qwen3-coder","last_id":"qwen3-coder"}`, got.body)
+		assert.JSONEq(t, want, r.do(call{method: "GET", path: "/v1/models/qwen3-coder"}).body)
+	})
+}

@@ -50,7 +50,7 @@ func (h *Handler) forward(w http.ResponseWriter, x *exchange, a *answer) {
 // end settles the lease, once, with what was used as far as it is known.
 func (a *answer) end(x *exchange) {
 	if a.frames != nil {
-		a.usage, a.metered = a.meter.Usage(), a.meter.Started()
+		a.usage = a.meter.Usage()
 		if !a.meter.Final() { // what was produced of it is known only roughly
 			a.usage.Output = max(a.usage.Output, a.meter.Deltas())
 		}
@@ -58,7 +58,7 @@ func (a *answer) end(x *exchange) {
 	}
 	x.usage = a.usage
 	used := usedOf(a.usage, x.partial)
-	if !a.metered && a.verdict == served {
+	if a.verdict == served && a.usage.Prompt() == 0 { // no prompt is empty
 		used.Unreported = true
 	}
 	a.lease.Settle(used)
@@ -66,11 +66,12 @@ func (a *answer) end(x *exchange) {
 }
 
 // usedOf is what a provider reported, for the pool; partial: of an answer that did not end.
+// Of such a one some vendors say at first that the prompt was nothing.
 func usedOf(u messages.Usage, partial bool) keypool.Usage {
 	if max(u.Prompt(), u.Output) > mostTokens { // a debt of hours for a mistake in a report
 		return keypool.Usage{Unreported: true}
 	}
-	return keypool.Usage{Input: u.Input, CacheWrite: u.CacheWrite, CacheRead: u.CacheRead, Output: u.Output, Partial: partial}
+	return keypool.Usage{Input: u.Input, CacheWrite: u.CacheWrite, CacheRead: u.CacheRead, Output: u.Output, Partial: partial, Unreported: partial && u.Prompt() == 0}
 }
 
 // mostTokens is more than any answer can cost: the largest context is 1,000,000
