@@ -273,6 +273,8 @@ type event struct {
 	Until    time.Time `json:"until"`
 	Reason   string    `json:"reason"`
 	Forced   bool      `json:"forced"`
+	Kind     string    `json:"kind"`
+	Error    string    `json:"error"`
 	Count    int       `json:"count"`
 }
 
@@ -296,6 +298,12 @@ func eventLine(kind string, data []byte) string {
 			line += " until " + clockOf(e.Until)
 		}
 		return line
+	case kind == admin.EventReload && e.Error != "":
+		return fmt.Sprintf("%s  %-8s  refused: %s", when, kind, e.Error)
+	case kind == admin.EventReload:
+		return fmt.Sprintf("%s  %-8s  in force", when, kind)
+	case kind == admin.EventAlert:
+		return fmt.Sprintf("%s  %-8s  %s: %s", when, kind, e.Provider, e.Kind)
 	case kind == admin.EventLost:
 		return fmt.Sprintf("%s  %-8s  %d events were missed here", when, kind, e.Count)
 	case kind == admin.EventRequest:

@@ -89,7 +89,10 @@ const someEvents = "retry: 2000\n\n: heartbeat\n\n" +
 	"event: provider\ndata: {\"at\":\"2026-11-26T12:00:02Z\",\"provider\":\"new\",\"from\":\"\",\"to\":\"on\"}\n\n" +
 	"event: lost\ndata: {\"count\":3}\n\n" +
 	"event: request\ndata: {\"id\":\"01J\",\"at\":\"2026-11-26T12:00:03Z\",\"model\":\"m\",\"status\":200,\"duration_ms\":12}\n\n" +
-	"event: alert\ndata: {\"text\":\"\\u001b[1mhm\"}\n\n"
+	"event: alert\ndata: {\"at\":\"2026-11-26T12:00:04Z\",\"provider\":\"bedrock\",\"kind\":\"unauthorized\"}\n\n" +
+	"event: reload\ndata: {\"at\":\"2026-11-26T12:00:05Z\"}\n\n" +
+	"event: reload\ndata: {\"at\":\"2026-11-26T12:00:06Z\",\"error\":\"c.yaml:1:2: bad\\nc.yaml:3:4: \\u001b[1mworse\"}\n\n" +
+	"event: newer\ndata: {\"text\":\"\\u001b[1mhm\"}\n\n"
 
 func TestEvents(t *testing.T) {
 	f := newFakeAdmin(t, map[string]any{"GET /api/v1/events": someEvents})
@@ -102,7 +105,10 @@ func TestEvents(t *testing.T) {
 12:00:02  provider  new: none -> on
           lost      3 events were missed here
 12:00:03  request   01J  m  200  12ms  0 in, 0 out
-          alert     {"text":" [1mhm"}
+12:00:04  alert     bedrock: unauthorized
+12:00:05  reload    in force
+12:00:06  reload    refused: c.yaml:1:2: bad c.yaml:3:4:  [1mworse
+          newer     {"text":" [1mhm"}
 `, stdout)
 	_, stdout, _ = f.command("events", "--json")
 	assert.Contains(t, stdout, `{"event":"lost","data":{"count":3}}`+"\n")

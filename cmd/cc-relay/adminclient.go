@@ -154,9 +154,12 @@ func (c *adminClient) reach(address string, transport *http.Transport, cleartext
 		c.base = "http://localhost"
 		return nil
 	}
+	if !strings.Contains(address, "://") { // HOST:PORT, as the relay's log and admin.listen say it
+		address = "http://" + address
+	}
 	u, err := url.Parse(address)
 	if err != nil || u.Host == "" || u.User != nil || (u.Scheme != "http" && u.Scheme != "https") {
-		return errors.New("--admin is not an address: give a URL such as http://127.0.0.1:8788, or unix:/PATH")
+		return errors.New("--admin is not an address: give HOST:PORT, a URL such as https://relay.example:8788, or unix:/PATH")
 	}
 	if u.Scheme == "http" && !onThisMachine(u.Hostname()) && !cleartext {
 		return fmt.Errorf("the token would go to %s in clear: use https, or a tunnel, or allow it with --insecure-cleartext", u.Host)

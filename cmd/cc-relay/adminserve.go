@@ -81,6 +81,7 @@ func (r *running) adminView() admin.Relay {
 		Reserved: func(m *keypool.KeyMetadata) admin.Tokens {
 			return admin.Tokens{Input: m.Reserved.Input, Output: m.Reserved.Output}
 		},
+		Stopping:   handler.Draining,
 		Totals:     r.totals,
 		LastReload: r.last.Load,
 		Reload:     func(context.Context) (admin.Reload, error) { return r.reload() },

@@ -163,6 +163,7 @@ func testMoreConnectionsThanFiles(t *testing.T) {
 	assert.Equal(t, secondHalf, string(rest), "the stream was hurt")
 
 	conns.leave()
+	p.requireFiles(before) // it has noticed that they left
 	others := newClient(t)
 	for range 20 {
 		assert.Less(t, p.served(others), beforeTimeout)

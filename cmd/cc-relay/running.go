@@ -74,7 +74,7 @@ func (r *running) watchers() watchers {
 
 // alert tells those who listen to events.
 func (r *running) alert(kind, provider string) {
-	r.publish(admin.EventAlert, map[string]string{"kind": kind, "provider": provider})
+	r.publish(admin.EventAlert, map[string]any{"at": time.Now(), "kind": kind, "provider": provider})
 }
 
 // told tells those who listen to events of a request, in short: why it was given which

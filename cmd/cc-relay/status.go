@@ -91,7 +91,7 @@ type statusView struct {
 const (
 	keyIndent = 4
 	keyWidth  = 12
-	wordWidth = 23 // dead 59m (unauthorized)
+	wordWidth = 23 // dead 1h0m unauthorized
 )
 
 // listing is the class that pools give keys for lists of models by.
@@ -101,7 +101,7 @@ func (v *statusView) render() []byte {
 	v.head()
 	for _, r := range v.stats.Reasons {
 		mark := v.paint(fair, "!")
-		if r.Code == "no_provider" {
+		if r.Code == "no_provider" || r.Code == "stopping" {
 			mark = v.paint(bad, "!")
 		}
 		text := inCommands(r.Message)
@@ -191,7 +191,7 @@ func (v *statusView) breakers(all []admin.Breaker) (parts []string) {
 		if b.State == "closed" && !b.Forced {
 			continue
 		}
-		text := strings.TrimSpace(b.Class+" ") + " " + v.paint(hueOf(b.State), strings.ReplaceAll(b.State, "_", " ")) + v.left(b.Until)
+		text := strings.TrimSpace(b.Class+" ") + " " + v.paint(hueOf(b.State), strings.ReplaceAll(b.State, "_", " ")) + v.left(b.Until, time.Second)
 		if b.Forced {
 			text += " (forced)"
 		}
@@ -213,11 +213,16 @@ func hueOf(word string) color.Color {
 }
 
 // left is how long until a time: " 43s", or nothing.
-func (v *statusView) left(until time.Time) string {
+// left is the time until then, rounded up to a unit where it is longer than that.
+func (v *statusView) left(until time.Time, unit time.Duration) string {
 	if until.IsZero() || !until.After(v.stats.At) {
 		return ""
 	}
-	return " " + short(until.Sub(v.stats.At))
+	left := until.Sub(v.stats.At)
+	if left > unit {
+		left = (left + unit - 1).Truncate(unit)
+	}
+	return " " + short(left)
 }
 
 // bars is the width of one, and whether the numbers have room beside it.
@@ -255,9 +260,11 @@ func (v *statusView) class(c *admin.Class, bars int, numbers bool) {
 	}
 	for i := range c.Keys {
 		k := &c.Keys[i]
-		word := v.paint(hueOf(k.State), k.State) + v.left(k.Until)
-		if k.Reason != "" {
-			word += " (" + k.Reason + ")"
+		word := v.paint(hueOf(k.State), k.State)
+		if k.Reason == "" {
+			word += v.left(k.Until, time.Second)
+		} else { // which leaves no room for seconds
+			word += v.left(k.Until, time.Minute) + " " + k.Reason
 		}
 		limits := k.Limits
 		if k.State == "dead" || k.State == "off" {

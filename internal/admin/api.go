@@ -80,8 +80,8 @@ type Status struct {
 
 // Reason is one thing that keeps the relay from being healthy.
 type Reason struct {
-	// Code is keys_dead, keys_cooling, keys_off, breaker_open, breaker_forced, draining, reload_failed
-	// or no_provider (the relay is down).
+	// Code is keys_dead, keys_cooling, keys_off, breaker_open, breaker_forced, draining, reload_failed,
+	// or where the relay is down stopping or no_provider.
 	Code     string `json:"code"`
 	Provider string `json:"provider,omitempty"`
 	Message  string `json:"message"` // what it is, and what to do

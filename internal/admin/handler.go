@@ -60,6 +60,7 @@ type Relay struct {
 	// Reserved is what requests in flight hold of a key for a class.
 	Reserved func(key *keypool.KeyMetadata) Tokens
 
+	Stopping   func() bool // the relay shuts down and takes no new work
 	Totals     func() Totals
 	LastReload func() *LastReload // nil: there was none
 	// Reload reads the configuration again. An error means that nothing changed.

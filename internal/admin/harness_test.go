@@ -73,6 +73,7 @@ type world struct {
 	mu       sync.Mutex
 	did      []string
 	draining map[*router.Upstream]bool
+	stopping bool
 	fail     error // of actions
 	reload   *admin.LastReload
 }
@@ -127,6 +128,7 @@ func (w *world) parts() admin.Relay {
 		Upstreams:   func() []*router.Upstream { w.mu.Lock(); defer w.mu.Unlock(); return []*router.Upstream{w.one, w.two} },
 		DisableKey:  func(up *router.Upstream, id string) error { return w.note("off %s %s", name(up), id) },
 		EnableKey:   func(up *router.Upstream, id string) error { return w.note("on %s %s", name(up), id) },
+		Stopping:    func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.stopping },
 		Draining:    func(up *router.Upstream) bool { w.mu.Lock(); defer w.mu.Unlock(); return w.draining[up] },
 		SetDraining: func(up *router.Upstream, on bool) { w.mu.Lock(); defer w.mu.Unlock(); w.draining[up] = on },
 		ForceBreaker: func(up *router.Upstream, class string, s health.State, d time.Duration) {

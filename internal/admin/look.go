@@ -46,7 +46,7 @@ func (h *Handler) request(c *call) {
 	}
 	told, ok := h.relay.Explain(c.vars["id"])
 	if !ok {
-		h.refuse(c, http.StatusNotFound, "not_found", "this request is not known any more, or never was; only the latest are kept, see GET /api/v1/requests")
+		h.refuse(c, http.StatusNotFound, "not_found", "this request is not known any more, or never was; only the latest are kept, see GET /api/v1/requests; of what the relay itself refused only its log tells")
 		return
 	}
 	h.answer(c, http.StatusOK, told)

@@ -156,6 +156,9 @@ func (h *Handler) judge(providers []Provider) Status {
 		s.Reasons = append(s.Reasons, Reason{Code: "reload_failed", Message: "the last reload was refused and the configuration before it is in force: " + strings.ReplaceAll(s.LastReload.Error, "\n", "; ")})
 	}
 	switch {
+	case h.relay.Stopping != nil && h.relay.Stopping():
+		s.Status = Down
+		s.Reasons = slices.Insert(s.Reasons, 0, Reason{Code: "stopping", Message: "the relay shuts down: it ends what is under way and refuses new requests"})
 	case !serves:
 		s.Status = Down
 		s.Reasons = slices.Insert(s.Reasons, 0, Reason{Code: "no_provider", Message: "no provider can serve a request now: each drains, has no usable key, or all its breakers are open"})
@@ -194,7 +197,7 @@ func (p *Provider) troubles() []Reason {
 		state      keypool.State
 		code, what string
 	}{
-		{keypool.StateDead, "keys_dead", "refused by the provider; see GET /api/v1/keys for why, and when that is mended use POST /api/v1/keys/ID/release"},
+		{keypool.StateDead, "keys_dead", "refused by the provider" + p.whyDead() + "; when that is mended use POST /api/v1/keys/ID/release"},
 		{keypool.StateCooling, "keys_cooling", "told to wait by the provider; they come back by themselves"},
 		{stateOff, "keys_off", "off, by an operator; put them on with POST /api/v1/keys/ID/on"},
 	} {
@@ -219,6 +222,23 @@ func (p *Provider) troubles() []Reason {
 		add("breaker_open", fmt.Sprintf("%s fails for %s; it is tried again by itself", p.Name, list(shut)))
 	}
 	return all
+}
+
+// whyDead are the reasons why keys of the provider are dead, in brackets.
+func (p *Provider) whyDead() string {
+	var why []string
+	for i := range p.Classes {
+		for _, k := range p.Classes[i].Keys {
+			if k.State == string(keypool.StateDead) && k.Reason != "" {
+				why = append(why, k.Reason)
+			}
+		}
+	}
+	if len(why) == 0 {
+		return ""
+	}
+	slices.Sort(why)
+	return " (" + list(slices.Compact(why)) + ")"
 }
 
 // keysInState counts the keys that are in a state for at least one class.

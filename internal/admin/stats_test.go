@@ -55,6 +55,7 @@ func TestStatus(t *testing.T) {
 		"all cooling":         {func(w *world) { cool(w.one); cool(w.two) }, admin.Down, []string{"no_provider ", "keys_cooling one", "keys_cooling two"}},
 		"one class cools": {func(w *world) { w.one.Pool.MarkClassExhausted(idOf(keyA), "opus-5", time.Minute) }, admin.Degraded,
 			[]string{"keys_cooling one"}},
+		"shuts down":          {func(w *world) { w.stopping = true }, admin.Down, []string{"stopping "}},
 		"drains":              {func(w *world) { drain(w, w.one) }, admin.Degraded, []string{"draining one"}},
 		"all drain":           {func(w *world) { drain(w, w.one); drain(w, w.two) }, admin.Down, []string{"no_provider ", "draining one", "draining two"}},
 		"dead and drains":     {func(w *world) { kill(w.one); drain(w, w.two) }, admin.Down, []string{"no_provider ", "keys_dead one", "draining two"}},

@@ -173,6 +173,9 @@ func (h *Handler) Swap(live *Live) {
 // Drain makes the relay not ready and refuses new work; requests under way go on.
 func (h *Handler) Drain() { h.draining.Store(true) }
 
+// Draining reports whether Drain was called.
+func (h *Handler) Draining() bool { return h.draining.Load() }
+
 // Active is the number of requests under way, probes included.
 func (h *Handler) Active() int64 { return h.active.Load() }
 
