@@ -76,7 +76,7 @@ var bounds = []Bound{
 	{"providers[].dial_timeout", "", int64(provider.DefaultDialTimeout), 1, 1<<63 - 1, "Until a connection to the provider stands: the next provider, else 502.", "internal/provider/transport.go"},
 	{"providers[].first_token_timeout", "", int64(provider.DefaultFirstTokenTimeout), 1, 1<<63 - 1, "Until a stream shows content: the next provider, else 504.", "internal/proxy/watch.go"},
 	{"providers[].response_timeout", "", int64(provider.DefaultResponseTimeout), 1, 1<<63 - 1, "Until an answer that is not streamed is complete: the next provider, else 504.", "internal/proxy/watch.go"},
-	{"providers[].idle_timeout", "", int64(provider.DefaultIdleTimeout), 1, 1<<63 - 1, "Silence of a provider within a stream: an error event.", "internal/proxy/watch.go"},
+	{"providers[].idle_timeout", "", int64(provider.DefaultIdleTimeout), 1, 1<<63 - 1, "Silence of a provider within a stream: an error event. Where `origin` is not anthropic the default is 4m, and the relay pings meanwhile.", "internal/proxy/watch.go"},
 	{"providers[].pool.max_wait", "", int64(keypool.DefaultMaxWait), 0, int64(keypool.LongestMaxWait), "A request without a free key: 429 with retry-after.", "internal/keypool/queue.go"},
 	{"providers[].pool.max_waiting", "requests", keypool.DefaultMaxWaiting, 1, anyCount, "Requests that wait for a key: 429 with retry-after.", "internal/keypool/queue.go"},
 }

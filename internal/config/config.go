@@ -8,6 +8,7 @@ import (
 	_ "embed"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strings"
@@ -252,6 +253,7 @@ func (c *Config) finish() {
 // seen as such and refused where it makes no sense.
 func (p *Provider) setDefaults() {
 	p.Config = p.WithDefaults()
+	p.IdleTimeout = notGiven
 	p.Pool.Strategy = keypool.StrategyLeastLoaded
 	wait := keypool.DefaultMaxWait
 	p.Pool.MaxWait = &wait
@@ -259,6 +261,9 @@ func (p *Provider) setDefaults() {
 	waiting := keypool.DefaultMaxWaiting
 	p.Pool.MaxWaiting = &waiting
 }
+
+// notGiven stands for a time whose default depends on other values, until finish.
+const notGiven = time.Duration(math.MinInt64)
 
 // finish fills what depends on other values. Keys of another vendor must never go
 // to Anthropic because a base URL was forgotten, so only one kind has a default.
@@ -268,6 +273,10 @@ func (p *Provider) finish() {
 	}
 	if p.BaseURL == "" && p.Kind == provider.KindAnthropic {
 		p.BaseURL = anthropicURL
+	}
+	if p.IdleTimeout == notGiven {
+		p.IdleTimeout = 0
+		p.IdleTimeout = p.WithDefaults().IdleTimeout
 	}
 }
 

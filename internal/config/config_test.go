@@ -413,3 +413,23 @@ providers:
 	assert.Equal(t, []string{"$b*"}, cfg.Models[0].Match, "Redacted must not change its argument")
 	assert.Equal(t, map[string]string{"e": "${f}", "null": "~"}, cfg.Aliases, "Redacted must not change its argument")
 }
+
+// Where the relay pings in a provider's stead, the silence it allows is its own to choose.
+func TestIdleTimeout(t *testing.T) {
+	for text, want := range map[string]time.Duration{
+		"": 330 * time.Second,
+		", base_url: 'https://api.anthropic.com'":               330 * time.Second,
+		", name: acme, base_url: 'https://acme.example'":        240 * time.Second,
+		", base_url: 'https://acme.example', origin: anthropic": 330 * time.Second,
+		", origin: acme": 240 * time.Second,
+		", base_url: 'https://acme.example', idle_timeout: 330s":         330 * time.Second,
+		", base_url: 'https://api.anthropic.com', idle_timeout: 1m":      time.Minute,
+		", name: acme, base_url: 'https://acme.example', idle_timeout: ": 240 * time.Second,
+	} {
+		cfg, err := config.Parse("c.yaml", []byte("providers: [{ keys: [{ key: k }]"+text+" }]\n"), environ())
+		require.NoError(t, err, text)
+		assert.Equal(t, want, cfg.Providers[0].IdleTimeout, text)
+	}
+	_, err := config.Parse("c.yaml", []byte("providers: [{ keys: [{ key: k }], idle_timeout: 0s }]\n"), environ())
+	assert.ErrorContains(t, err, "providers[0].idle_timeout: 0s is no time")
+}

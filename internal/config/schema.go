@@ -159,6 +159,9 @@ func (w schemaWriter) list(path string, v reflect.Value) *schema {
 	if with, ok := entry.Interface().(interface{ setDefaults() }); ok {
 		with.setDefaults()
 	}
+	if p, ok := entry.Interface().(*Provider); ok {
+		p.IdleTimeout = provider.DefaultIdleTimeout // of the provider that most have
+	}
 	s := &schema{Type: []string{"array", "null"}, Items: w.of(path+"[]", entry.Elem())}
 	if w.limits[path].required {
 		s.Type, s.MinItems = s.Type[:1], 1

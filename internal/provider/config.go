@@ -34,8 +34,9 @@ type Config struct {
 	FirstTokenTimeout time.Duration `yaml:"first_token_timeout,omitempty"`
 	// ResponseTimeout bounds the wait for a whole answer that is not a stream; 0 means 600 s.
 	ResponseTimeout time.Duration `yaml:"response_timeout,omitempty"`
-	// IdleTimeout is the longest silence of an open stream; 0 means 330 s, above
-	// the 300 s at which clients give up.
+	// IdleTimeout is the longest silence of an open stream; 0 means 330 s where Origin is
+	// anthropic, above the 300 s at which clients give up, and else 240 s: there the relay
+	// sends pings of its own, so that clients do not.
 	IdleTimeout time.Duration `yaml:"idle_timeout,omitempty"`
 	// HealthCheck is how often a provider that has failed, and is left alone for it, is
 	// asked by a free call (its list of models) whether it is back; 0: never, the next

@@ -214,7 +214,7 @@ func TestForwardHeaders(t *testing.T) {
 func TestWithDefaults(t *testing.T) {
 	want := provider.Config{
 		Kind: "anthropic", Auth: "x-api-key", DialTimeout: 5 * time.Second, FirstTokenTimeout: 120 * time.Second,
-		ResponseTimeout: 600 * time.Second, IdleTimeout: 330 * time.Second,
+		ResponseTimeout: 600 * time.Second, IdleTimeout: 240 * time.Second,
 	}
 	assert.Equal(t, want, provider.Config{}.WithDefaults())
 	assert.Equal(t, want, provider.Config{DialTimeout: -1, FirstTokenTimeout: -1, ResponseTimeout: -1, IdleTimeout: -1}.WithDefaults())
@@ -222,6 +222,13 @@ func TestWithDefaults(t *testing.T) {
 		Name: "n", Kind: "anthropic", Auth: "bearer", DialTimeout: 1, FirstTokenTimeout: 2, ResponseTimeout: 3, IdleTimeout: 4, Origin: "o",
 	}
 	assert.Equal(t, own, own.WithDefaults())
+
+	// Where the relay does not ping, a silence must not end before clients give it up.
+	anthropic := provider.Config{Name: "n", BaseURL: "https://api.anthropic.com"}
+	assert.Equal(t, 330*time.Second, anthropic.WithDefaults().IdleTimeout)
+	assert.Equal(t, 330*time.Second, provider.Config{Name: "n", Origin: provider.OriginAnthropic}.WithDefaults().IdleTimeout)
+	anthropic.IdleTimeout = time.Minute
+	assert.Equal(t, time.Minute, anthropic.WithDefaults().IdleTimeout)
 }
 
 // Who made the models decides where a user's own credential may go.

@@ -22,7 +22,8 @@ const (
 	DefaultDialTimeout       = 5 * time.Second
 	DefaultFirstTokenTimeout = 120 * time.Second
 	DefaultResponseTimeout   = 600 * time.Second
-	DefaultIdleTimeout       = 330 * time.Second
+	DefaultIdleTimeout       = 330 * time.Second // of OriginAnthropic
+	OtherIdleTimeout         = 240 * time.Second // of other origins, to whose streams the relay adds pings
 )
 
 // WithDefaults fills in what is not set.
@@ -33,6 +34,13 @@ func (c Config) WithDefaults() Config {
 	if c.Auth == "" {
 		c.Auth = AuthAPIKey
 	}
+	if c.Origin == "" {
+		c.Origin = c.origin()
+	}
+	idle := OtherIdleTimeout
+	if c.Origin == OriginAnthropic {
+		idle = DefaultIdleTimeout
+	}
 	for _, d := range []struct {
 		value *time.Duration
 		def   time.Duration
@@ -40,14 +48,11 @@ func (c Config) WithDefaults() Config {
 		{&c.DialTimeout, DefaultDialTimeout},
 		{&c.FirstTokenTimeout, DefaultFirstTokenTimeout},
 		{&c.ResponseTimeout, DefaultResponseTimeout},
-		{&c.IdleTimeout, DefaultIdleTimeout},
+		{&c.IdleTimeout, idle},
 	} {
 		if *d.value <= 0 {
 			*d.value = d.def
 		}
-	}
-	if c.Origin == "" {
-		c.Origin = c.origin()
 	}
 	return c
 }

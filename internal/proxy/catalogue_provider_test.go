@@ -20,7 +20,7 @@ var providerFaults = []row{
 	{"U14", each(streamsThatBreak("U14"), wireTroublesOf("U14"))},
 	{"U15", each(testUsageOfACutEnd, streamsThatBreak("U15"))},
 	{"U16", each(testTheEndIsMessageStop, streamsThatBreak("U16"))},
-	{"U17", testStreamsThatStall},
+	{"U17", each(testStreamsThatStall, testPings)},
 	{"U18", each(testStreamsPassByteForByte, testStreamsPassByteForByteOverTheWire, testOddStreamsPassByteForByte)},
 	{"U19", each(testLongFramesTakeNoMemory, streamsThatBreak("U19"))},
 	{"U20", streamsThatBreak("U20")},

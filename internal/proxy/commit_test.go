@@ -12,6 +12,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"cc-relay/internal/provider"
 	"cc-relay/internal/router"
 )
 
@@ -235,7 +236,7 @@ func TestALoneProviderIsWaitedFor(t *testing.T) {
 					}
 					tt.play(w, r, q)
 				})
-				a.FirstTokenTimeout, a.IdleTimeout = timeout, idle
+				a.FirstTokenTimeout, a.IdleTimeout, a.Origin = timeout, idle, provider.OriginAnthropic
 				r := net.cast(t, router.Config{}, a)
 				resp := r.open(t.Context(), call{body: ask(opus, true)})
 				asked := a.got()
@@ -258,7 +259,7 @@ func TestALoneProviderIsWaitedFor(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			net := newPipes()
 			a := net.actor(t, "a", sends(pings(15*time.Second, 4, writes(nil, blockFrame+stopFrame)), headFrame))
-			a.FirstTokenTimeout, a.IdleTimeout = timeout, idle
+			a.FirstTokenTimeout, a.IdleTimeout, a.Origin = timeout, idle, provider.OriginAnthropic
 			r := net.cast(t, router.Config{}, a)
 			resp := r.open(t.Context(), call{body: ask(opus, true)})
 			began := a.got()[1].at
@@ -275,7 +276,7 @@ func TestALoneProviderIsWaitedFor(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			net := newPipes()
 			a := net.actor(t, "a", sends(pings(50*time.Second, 3, silent), headFrame))
-			a.FirstTokenTimeout, a.IdleTimeout = timeout, idle
+			a.FirstTokenTimeout, a.IdleTimeout, a.Origin = timeout, idle, provider.OriginAnthropic
 			r := net.cast(t, router.Config{}, a)
 			got := r.do(call{body: ask(opus, true)})
 			requireCut(t, got, headFrame+strings.Repeat(pingFrame, 3), "api_error")
@@ -288,7 +289,7 @@ func TestALoneProviderIsWaitedFor(t *testing.T) {
 			net := newPipes()
 			a, b := net.actor(t, "a", first(silent, firstHead)), net.actor(t, "b", sends(after(30*time.Second, writes(nil, blockFrame+stopFrame)), headFrame))
 			for _, one := range []*actor{a, b} {
-				one.FirstTokenTimeout, one.IdleTimeout = timeout, idle
+				one.FirstTokenTimeout, one.IdleTimeout, one.Origin = timeout, idle, provider.OriginAnthropic
 			}
 			r := net.cast(t, router.Config{}, a, b)
 			got := r.do(call{body: ask(opus, true)})
@@ -319,7 +320,7 @@ func TestManyWaitForASlowProvider(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				net := newPipes()
 				a := net.actor(t, "a", well)
-				a.FirstTokenTimeout = 120 * time.Second
+				a.FirstTokenTimeout, a.Origin = 120*time.Second, provider.OriginAnthropic
 				r := net.cast(t, router.Config{}, a)
 				tally(t, r, 1, call{body: ask(opus, true)})
 				a.fares(sends(after(200*time.Second, writes(nil, blockFrame+stopFrame)), headFrame))

@@ -360,6 +360,7 @@ func testQuietStreams(t *testing.T) {
 			net, nat, toClients := newPipes(), newLink(), newLink()
 			nat.idle, toClients.idle = time.Minute, time.Minute
 			a := net.actor(t, "a", sends(pings(50*time.Second, 12, writes(nil, deltaFrame+stopFrame)), startFrame))
+			a.Origin = provider.OriginAnthropic
 			a.behind(t, net, nat)
 			r := net.cast(t, router.Config{}, a)
 			r.client.DialContext = toClients.over(net.dial)

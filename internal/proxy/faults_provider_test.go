@@ -16,6 +16,7 @@ import (
 	"github.com/stretchr/testify/require"
 
 	"cc-relay/internal/keypool"
+	"cc-relay/internal/provider"
 	"cc-relay/internal/proxy"
 	"cc-relay/internal/router"
 	"cc-relay/internal/simulator"
@@ -191,7 +192,7 @@ func testUsageOfACutEnd(t *testing.T) {
 }
 
 // Each byte of a provider, also a ping's or a comment's, is passed on as it comes and
-// gives the stream its idle time anew. The relay adds no ping of its own.
+// gives the stream its idle time anew. To Anthropic's the relay adds no ping of its own.
 func testStreamsThatStall(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const quiet, idle = 329 * time.Second, 330 * time.Second
@@ -202,6 +203,7 @@ func testStreamsThatStall(t *testing.T) {
 		}
 		net := newPipes()
 		a, b := net.actor(t, "a", sends(play, startFrame)), net.actor(t, "b", well)
+		a.Origin = provider.OriginAnthropic
 		r := net.cast(t, router.Config{}, a, b)
 		resp := r.open(t.Context(), call{body: ask(opus, true)})
 		start := time.Now()

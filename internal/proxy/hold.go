@@ -123,8 +123,8 @@ func (a *answer) take(x *exchange, frame messages.Frame) {
 
 // gate shows a client what is held of a stream where no content has come in time
 // and there is nobody else to ask: it opens from the timer, while the request's own
-// goroutine waits in a read. Whoever has its lock has the answer's frames and the
-// client's writer.
+// goroutine waits in a read. So do the pings, see ping. Whoever has its lock has the
+// answer's frames and the client's writer.
 type gate struct {
 	sync.Mutex
 	x       *exchange
@@ -133,6 +133,9 @@ type gate struct {
 	w       http.ResponseWriter
 	holding bool // frames are held, and may be shown
 	shown   bool // the client has the status and what was held
+
+	wrote  time.Time   // when the client was last sent something of the stream
+	pinger *time.Timer // sends pings; nil: none are due
 }
 
 // opens lets the gate open for this answer.
@@ -149,6 +152,7 @@ func (g *gate) leave() {
 // shut is leave for an attempt that may not have held anything.
 func (g *gate) shut() {
 	g.Lock()
+	g.noPings()
 	g.leave()
 }
 
@@ -179,6 +183,7 @@ func (g *gate) pass() {
 	}
 	if len(run) > 0 {
 		g.a.halfEnd = run[len(run)-1] == '\r'
+		g.wrote = time.Now()
 	}
 	g.a.frames.Discard()
 }

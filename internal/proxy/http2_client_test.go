@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"cc-relay/internal/provider"
 	"cc-relay/internal/proxy"
 )
 
@@ -43,17 +44,20 @@ func TestLateAnswersArriveOverHTTP2(t *testing.T) {
 		play   act
 		stream bool
 		want   string
+		origin string
 	}{
-		"JSON":                         {after(late, well), false, message},
-		"a stream's first content":     {after(late, well), true, wholeStream},
-		"a stream that pauses":         {sends(after(late, rest), startFrame, deltaFrame), true, startFrame + deltaFrame + usageFrame + stopFrame},
-		"a stream that pauses, and on": {sends(after(late, sends(after(late, rest), deltaFrame)), startFrame), true, startFrame + deltaFrame + usageFrame + stopFrame},
-		"an error":                     {after(late, answers(400)), false, `{"type":"error","error":{"type":"invalid_request_error","message":"as told"}}`},
+		"JSON":                         {after(late, well), false, message, ""},
+		"a stream's first content":     {after(late, well), true, wholeStream, ""},
+		"a stream that pauses":         {sends(after(late, rest), startFrame, deltaFrame), true, startFrame + deltaFrame + usageFrame + stopFrame, provider.OriginAnthropic},
+		"a stream that pauses, and on": {sends(after(late, sends(after(late, rest), deltaFrame)), startFrame), true, startFrame + deltaFrame + usageFrame + stopFrame, provider.OriginAnthropic},
+		"a stream with pings":          {sends(after(late, sends(after(late, rest), deltaFrame)), startFrame), true, startFrame + relayPing + deltaFrame + relayPing + usageFrame + stopFrame, ""},
+		"an error":                     {after(late, answers(400)), false, `{"type":"error","error":{"type":"invalid_request_error","message":"as told"}}`, ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				network := newPipes()
 				a := network.actor(t, "a", tt.play)
+				a.Origin = tt.origin
 				r := newRelay(t, setup{Config: proxy.Config{WriteTimeout: 5 * time.Second}, upstreams: []upstream{a.upstream}, pipes: network})
 				r.overHTTP2(t, network)
 				for range 2 { // on one connection

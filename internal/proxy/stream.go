@@ -113,11 +113,31 @@ func (a *answer) startStream(w http.ResponseWriter, x *exchange) {
 	x.showHeaders(w.Header(), a.resp.Header)
 	x.showLimits(w.Header(), a.up.Pool)
 	x.commit(w, a.status)
+	if a.pings() {
+		a.startPings(w, x)
+	}
 }
 
 // stream forwards whole frames as they come: one read, one write, one flush. The
-// bytes out are the bytes in, up to message_stop.
+// bytes out are the bytes in, up to message_stop, and pings between them, see pings.
 func (a *answer) stream(w http.ResponseWriter, x *exchange) {
+	a.passOn(w, x)
+	if a.ended {
+		a.failed(x)
+		a.finishReading(w, x)
+		return
+	}
+	a.cut(w, x)
+}
+
+// passOn is stream up to the end of the frames. Where pings are due it has the gate's
+// lock but for the reads; without pings nobody else writes, and no lock is paid for.
+func (a *answer) passOn(w http.ResponseWriter, x *exchange) {
+	pings := a.pings()
+	if pings {
+		a.gate.Lock()
+		defer a.gate.release() // also in a panic
+	}
 	if !x.committed {
 		a.startStream(w, x)
 		a.watch.set(a.up.IdleTimeout)
@@ -142,19 +162,18 @@ func (a *answer) stream(w http.ResponseWriter, x *exchange) {
 			a.produce()
 			a.halfEnd = run[len(run)-1] == '\r'
 			now = time.Now()
+			a.gate.wrote = now
 			x.live.Metrics.EventLag(now.Sub(came))
 		}
-		if a.ended {
-			a.failed(x)
-			a.finishReading(w, x)
-			return
-		}
-		if a.readErr != nil {
-			a.cut(w, x)
+		if a.ended || a.readErr != nil {
 			return
 		}
 		a.watch.extend(now, a.up.IdleTimeout)
-		_, a.readErr = a.frames.Fill(a.resp.Body)
+		if pings {
+			a.fill()
+		} else {
+			_, a.readErr = a.frames.Fill(a.resp.Body)
+		}
 		came = time.Now()
 	}
 }
@@ -227,7 +246,7 @@ func (a *answer) finishReading(w http.ResponseWriter, x *exchange) {
 // inside one by breaking the connection. It never looks complete.
 func (a *answer) cut(w http.ResponseWriter, x *exchange) {
 	cause := context.Cause(a.ctx)
-	if x.clientGone() && !x.stopped() {
+	if (x.clientGone() || errors.Is(cause, errClientGone)) && !x.stopped() {
 		x.left()
 	}
 	x.outcome, x.verdict = outcomeBroken, failed
@@ -248,13 +267,7 @@ func (a *answer) cut(w http.ResponseWriter, x *exchange) {
 	if a.frames.MidFrame() {
 		x.brokeOff()
 	}
-	var end []byte
-	if a.halfEnd {
-		// To a reader that knows LF alone, as the Go SDK, the last frame has not ended yet:
-		// it would take our event for a part of it, and of a ping for nothing.
-		end = []byte{'\n'}
-	}
-	x.write(w, messages.AppendErrorEvent(end, kind, message, x.id))
+	x.write(w, messages.AppendErrorEvent(a.endLine(), kind, message, x.id))
 }
 
 // broke counts a stream that broke off against the provider, unless it is the relay
