@@ -396,7 +396,13 @@ func (v *accountView) key(k *keyChoice, chosen string) {
 		why += ", " + count(k.Cached) + " cached"
 	}
 	const before = 5 + keyWidth + 2 + 3*12
-	v.line("   %s %s  %s%s%s%s", mark, pad(k.ID, keyWidth), v.share(k.Requests), v.share(k.Input), v.share(k.Output), v.within(before).wrap(why, strings.Repeat(" ", before)))
+	shares := v.share(k.Requests) + v.share(k.Input) + v.share(k.Output)
+	if v.width-before < 24 { // too narrow for words
+		v.line("   %s %s  %s", mark, pad(k.ID, keyWidth), shares)
+		v.line("       %s", v.within(7).wrap(why, "       "))
+		return
+	}
+	v.line("   %s %s  %s%s", mark, pad(k.ID, keyWidth), shares, v.within(before).wrap(why, strings.Repeat(" ", before)))
 }
 
 func (v *accountView) share(r keyRoom) string { return v.bar(r.Level, r.Limit, 5) + "  " }

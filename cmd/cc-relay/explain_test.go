@@ -35,7 +35,7 @@ const dryAccount = `{"model":"claude-sonnet-4-5","class":"sonnet","strategy":"fa
 
 func TestExplainIsReadable(t *testing.T) {
 	for name, text := range map[string]string{"full": fullAccount, "dry": dryAccount, "bare": `{"id":"x"}`} {
-		for _, width := range []int{80, 160} {
+		for _, width := range []int{60, 80, 160} {
 			t.Run(fmt.Sprintf("%s at %d", name, width), func(t *testing.T) {
 				var a account
 				require.NoError(t, json.Unmarshal([]byte(text), &a))

@@ -128,8 +128,8 @@ func (v *statusView) head() {
 	t := s.Totals
 	v.line("%s", v.within(2).flow([]string{plural(t.Requests, "request"), count(t.Succeeded) + " ok", count(t.Failed) + " failed",
 		count(t.Refused) + " refused", count(t.Failovers) + " moved to another key or provider"}, ", ", "  "))
-	v.line("tokens: %s in, %s from the cache, %s into it, %s out",
-		count(t.InputTokens), count(t.CacheReadTokens), count(t.CacheWriteTokens), count(t.OutputTokens))
+	v.line("tokens: %s", v.within(8).flow([]string{count(t.InputTokens) + " in", count(t.CacheReadTokens) + " from the cache",
+		count(t.CacheWriteTokens) + " into it", count(t.OutputTokens) + " out"}, ", ", "  "))
 }
 
 func (v *statusView) overall() string {
@@ -162,7 +162,7 @@ func (v *statusView) provider(p *admin.Provider) {
 			continue // lists have no limits, and what belongs to no class was not asked for
 		}
 		if !titles {
-			v.line("%s%s", strings.Repeat(" ", keyIndent+keyWidth+wordWidth+4), v.paint(faint, v.titles(bars, wide)))
+			v.line("%s%s", strings.Repeat(" ", keyIndent+keyWidth+v.words()+4), v.paint(faint, v.titles(bars, wide)))
 			titles = true
 		}
 		v.class(c, bars, wide)
@@ -212,8 +212,8 @@ func hueOf(word string) color.Color {
 	return fair
 }
 
-// left is how long until a time: " 43s", or nothing.
-// left is the time until then, rounded up to a unit where it is longer than that.
+// left is how long until a time: " 43s", or nothing; rounded up to a unit where it is
+// longer than that.
 func (v *statusView) left(until time.Time, unit time.Duration) string {
 	if until.IsZero() || !until.After(v.stats.At) {
 		return ""
@@ -223,6 +223,11 @@ func (v *statusView) left(until time.Time, unit time.Duration) string {
 		left = (left + unit - 1).Truncate(unit)
 	}
 	return " " + short(left)
+}
+
+// words is the width of a key's state: less where not even the shares have room beside it.
+func (v *statusView) words() int {
+	return max(min(wordWidth, v.width-keyIndent-keyWidth-4-3*len(" 100% ")-len(" 100")), 9)
 }
 
 // bars is the width of one, and whether the numbers have room beside it.
@@ -238,7 +243,11 @@ const numbersWidth = len(" 99.9M/99.9M")
 
 func (v *statusView) titles(bars int, numbers bool) string {
 	var out strings.Builder
-	for _, title := range []string{"requests", "input", "output"} {
+	names := []string{"requests", "input", "output"}
+	if bars < 2 {
+		names = []string{"req", "in", "out"}
+	}
+	for _, title := range names {
 		n := bars + len(" 100% ")
 		if numbers {
 			n += numbersWidth
@@ -256,7 +265,7 @@ func (v *statusView) class(c *admin.Class, bars int, numbers bool) {
 	if len(c.Keys) == 1 {
 		v.line("  %s", v.bold(name))
 	} else {
-		v.line("  %s  %s", pad(v.bold(cut(name, keyIndent+keyWidth+wordWidth)), keyIndent+keyWidth+wordWidth), v.room(c.Limits, c.Remaining, c.InFlight, bars, numbers))
+		v.line("  %s  %s", pad(v.bold(cut(name, keyIndent+keyWidth+v.words())), keyIndent+keyWidth+v.words()), v.room(c.Limits, c.Remaining, c.InFlight, bars, numbers))
 	}
 	for i := range c.Keys {
 		k := &c.Keys[i]
@@ -270,7 +279,7 @@ func (v *statusView) class(c *admin.Class, bars int, numbers bool) {
 		if k.State == "dead" || k.State == "off" {
 			limits = admin.Amounts{} // nothing of them is to be had
 		}
-		v.line("%s%s  %s  %s", strings.Repeat(" ", keyIndent), pad(k.ID, keyWidth), pad(word, wordWidth), v.room(limits, k.Remaining, k.InFlight, bars, numbers))
+		v.line("%s%s  %s  %s", strings.Repeat(" ", keyIndent), pad(k.ID, keyWidth), pad(word, v.words()), v.room(limits, k.Remaining, k.InFlight, bars, numbers))
 	}
 }
 

@@ -169,7 +169,7 @@ func TestStatusIsReadable(t *testing.T) {
 	down.Providers[0].Keys = admin.KeyCounts{}
 	down.Providers[0].Classes = nil
 	for name, stats := range map[string]admin.Stats{"empty": emptyStats(), "full": fullStats(), "down": down} {
-		for _, width := range []int{80, 160} {
+		for _, width := range []int{60, 80, 160} {
 			t.Run(fmt.Sprintf("%s at %d", name, width), func(t *testing.T) {
 				v := statusView{screen: screen{width: width}, stats: stats, address: "http://127.0.0.1:8788"}
 				got := v.render()
