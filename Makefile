@@ -114,7 +114,7 @@ fuzz: ## every fuzz target for FUZZTIME=60s, FUZZJOBS=2 at a time
 		exit $$rc' fuzz
 
 fuzz-ci: ## the same for 10s each, from the kept corpus: a minute and a half
-	@$(MAKE) --no-print-directory fuzz FUZZTIME=10s FUZZJOBS=13
+	@$(MAKE) --no-print-directory fuzz FUZZTIME=10s FUZZJOBS=14
 
 e2e: ## real clients against the built relay
 	cd e2e && go test ./... -count=1

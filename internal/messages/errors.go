@@ -106,12 +106,53 @@ type ErrorDetails struct {
 }
 
 // ParseError reads an error body. ok is false where body is not an error object
-// of the Messages API (HTML from an edge, a vendor's own shape).
+// of the Messages API (HTML from an edge, a vendor's own shape, see ParseVendorError).
 func ParseError(body []byte) (e Error, ok bool) {
 	if err := json.Unmarshal(body, &e); err != nil || e.Type != "error" || e.Error.Type == "" {
 		return Error{}, false
 	}
 	return e, true
+}
+
+// VendorError is what an error of a compatible vendor says. Some write
+// {"error":{"code","type","message"}}, some the shape of the Messages API with a code
+// of theirs in it, or as its type. What is absent is empty.
+type VendorError struct {
+	Code    string // a number as it is written
+	Type    string
+	Message string
+}
+
+// ParseVendorError reads an error body in the shape of any vendor, also in that of the
+// Messages API: where ParseError reads one, type and message are the same. ok is false
+// where body is not JSON with an error object that says something. It takes no more
+// memory than a few times body, which is the caller's to bound.
+func ParseVendorError(body []byte) (e VendorError, ok bool) {
+	var v struct {
+		Error struct {
+			Code    lenient `json:"code"`
+			Type    lenient `json:"type"`
+			Message lenient `json:"message"`
+		} `json:"error"`
+	}
+	if err := json.Unmarshal(body, &v); err != nil {
+		return VendorError{}, false
+	}
+	e = VendorError{Code: string(v.Error.Code), Type: string(v.Error.Type), Message: string(v.Error.Message)}
+	return e, e != VendorError{}
+}
+
+// lenient is a JSON string or number as text. Anything else leaves it as it is.
+type lenient string
+
+func (l *lenient) UnmarshalJSON(value []byte) error {
+	switch c := value[0]; {
+	case c == '"':
+		return json.Unmarshal(value, (*string)(l))
+	case c == '-' || c >= '0' && c <= '9':
+		*l = lenient(value)
+	}
+	return nil
 }
 
 // WriteError is the only place that writes an error of the relay: status and

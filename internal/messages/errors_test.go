@@ -75,6 +75,25 @@ func TestParseError(t *testing.T) {
 	}
 }
 
+func TestParseVendorError(t *testing.T) {
+	for body, want := range map[string]messages.VendorError{
+		`{"error":{"code":"1113","message":"Insufficient balance"}}`:                                                   {Code: "1113", Message: "Insufficient balance"},
+		`{"error":{"code":1113,"message":"m"},"request_id":"1"}`:                                                       {Code: "1113", Message: "m"},
+		`{"error":{"message":"m","type":"insufficient_quota","param":null,"code":null}}`:                               {Type: "insufficient_quota", Message: "m"},
+		`{"type":"error","error":{"type":"1113","message":"m"},"request_id":"1"}`:                                      {Type: "1113", Message: "m"},
+		`{"type":"error","error":{"type":"invalid_request_error","code":"1211","message":"\u00e4"}}`:                   {Code: "1211", Type: "invalid_request_error", Message: "ä"},
+		"\n\n{\"error\":{\"code\":-1e3}}\n":                                                                            {Code: "-1e3"},
+		`{"error":{"code":["1113"],"type":true,"message":{"en":"m"},"status":"X"},"error_code":"1113","x":{"code":1}}`: {},
+		`{"error":{"code":{"code":"1113"},"message":"m"}}`:                                                             {Message: "m"},
+		`{"error":"busy"}`: {}, `{"error":["busy"]}`: {}, `{"error":null}`: {}, `{"error":{}}`: {}, `[{"error":{"code":429}}]`: {},
+		`{"code":"1113","message":"m"}`: {}, `{"error":{"code":"1113"}`: {}, "<html>": {}, "": {}, "null": {}, `"1113"`: {},
+	} {
+		got, ok := messages.ParseVendorError([]byte(body))
+		assert.Equal(t, want, got, "body %s", body)
+		assert.Equal(t, want != messages.VendorError{}, ok, "body %s", body)
+	}
+}
+
 func TestErrorWithoutRequestID(t *testing.T) {
 	w := httptest.NewRecorder()
 	messages.WriteError(w, 400, messages.InvalidRequest, "m", "")

@@ -113,6 +113,34 @@ func changesOnlyModel(t *testing.T, req messages.Request, model string) {
 	require.Equal(t, string(req.Body), sent(t, &req), "body after SetModel was taken back")
 }
 
+// FuzzVendorError: whatever a provider sends is read without a panic and left as it is;
+// an error of the Messages API says the same to both readers.
+func FuzzVendorError(f *testing.F) {
+	for _, seed := range []string{
+		`{"error":{"code":"1113","message":"m"}}`, `{"error":{"code":1113,"type":"t"}}`, `{"type":"error","error":{"type":"1113","message":"m"}}`,
+		`{"type":"error","error":{"type":"a","type":null,"message":"\ud800"},"ERROR":{"message":"n"},"error":null}`,
+		`{"error":{"code":[1],"type":{},"message":true}}`, `{"error":"busy"}`, "\n[{\"error\":{}}]", `{"error":{"code":-0.1e+99}}`, "<html>",
+		`{"type":"error","error":{"type":"api_error","message":"m","details":{"error_code":"c"}},"request_id":"r"}`,
+	} {
+		f.Add([]byte(seed))
+	}
+	f.Fuzz(func(t *testing.T, body []byte) {
+		asSent := bytes.Clone(body)
+		got, ok := messages.ParseVendorError(body)
+		require.Equal(t, asSent, body, "the body was changed")
+		require.Equal(t, got != messages.VendorError{}, ok)
+		if e, shaped := messages.ParseError(body); shaped {
+			require.True(t, ok, "not read: %q", body)
+			require.Equal(t, string(e.Error.Type), got.Type)
+			require.Equal(t, e.Error.Message, got.Message)
+		}
+		if ok {
+			require.True(t, isObject(body) && json.Valid(body), "read from what is no object: %q", body)
+			require.LessOrEqual(t, len(got.Code)+len(got.Type)+len(got.Message), 3*len(body))
+		}
+	})
+}
+
 // FuzzSetModel: with another model to ask for, the body is the one that the client
 // sent, byte for byte, but for the value of model, which encoding/json finds; and that
 // is the name. Inspect reads it back, and nothing else of what it says has changed.

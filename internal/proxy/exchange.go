@@ -304,9 +304,10 @@ func (x *exchange) timeLeftAt(now time.Time) time.Duration {
 
 // printable is what a client wrote, for the log: bounded, legible, and without known
 // secrets, since tokens get pasted in the wrong place.
-func (x *exchange) printable(s string) string {
-	const most = 128
-	s = x.live.scrub.Load().clean(s)
+func (x *exchange) printable(s string) string { return within(128, x.live.scrub.Load().clean(s)) }
+
+// within is the beginning of s, at most so many bytes of it, made legible.
+func within(most int, s string) string {
 	if len(s) > most {
 		s = strings.ToValidUTF8(s[:most], "") + "…"
 	}

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"regexp"
+	"strings"
 	"time"
 
 	"cc-relay/internal/keypool"
@@ -136,14 +138,35 @@ func (f *failure) note(at place, x *exchange, a *answer) {
 		r.message = "provider " + x.provider + " refuses this request"
 		f.forbidden = r
 	case noModel:
+		if !shaped { // a vendor's 400, which clients would take for a mistake that they can mend
+			r.status = http.StatusNotFound
+		}
 		r.message = "provider " + x.provider + " does not know this model"
 		f.noModel = r
 		f.mapped = f.mapped || a.model != x.model
 	}
 	if !shaped { // a page, another vendor's error, a part of an answer
+		r.message += x.saidIn(a.body)
 		r.body = nil
 	}
 }
+
+// maxSaid is how much of a vendor's message is shown, in bytes.
+const maxSaid = 512
+
+// saidIn is a vendor's message, to follow the relay's own words: one line, without known
+// secrets, which go before anything is cut. It is "" where body has none, or a page in its
+// place.
+func (x *exchange) saidIn(body []byte) string {
+	e, _ := messages.ParseVendorError(body)
+	said := strings.Join(strings.Fields(x.live.scrub.Load().clean(e.Message)), " ")
+	if said == "" || markup.MatchString(said) {
+		return ""
+	}
+	return ": " + within(maxSaid, said)
+}
+
+var markup = regexp.MustCompile(`(?i)^<|<!doctype|<html|<body`)
 
 // write answers with the first of these that applies.
 func (f *failure) write(w http.ResponseWriter, x *exchange) {

@@ -90,6 +90,12 @@ var troubles = map[string]trouble{
 		status: 400,
 	},
 
+	"429, vendor's balance": {fault: bodied(429, `{"error":{"code":"1113","message":"m"}}`), status: 429, kind: "billing_error", stop: true, next: otherKey},
+	"429, spent budget":     {fault: simulator.Fault{Kind: simulator.FaultStatus, Status: 429, ErrorType: "billing_error"}, status: 429, kind: "billing_error", stop: true, next: otherKey},
+	"429, vendor's load":    {fault: bodied(429, `{"error":{"type":"engine_overloaded_error"}}`), status: 529, kind: "overloaded_error", next: otherNext},
+	"400, vendor's model":   {fault: bodied(400, `{"error":{"code":"1211","message":"m"}}`), status: 404, kind: "not_found_error", next: elsewhere},
+	"404, vendor's model":   {fault: bodied(404, `{"error":{"message":"The model x does not exist"}}`), status: 404, kind: "not_found_error", next: elsewhere},
+
 	"401": {fault: status(401), status: 502, kind: "api_error", stop: true, next: otherKey},
 	"403": {fault: status(403), status: 403, next: otherKey},
 	"403, a page": {

@@ -1,9 +1,11 @@
 package proxy
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"net/http"
+	"regexp"
 	"strings"
 
 	"cc-relay/internal/messages"
@@ -64,8 +66,12 @@ var conducts = [...]conduct{
 const maxCounted = 4
 
 // judge says what an upstream's status and error body mean. body is only read
-// for statuses that are errors.
+// for statuses that are errors. What a vendor says by a code of its own comes before
+// the table of statuses.
 func judge(status int, body []byte) verdict {
+	if v := judgeVendor(status, body); v != notTried {
+		return v
+	}
 	switch {
 	case status == http.StatusOK:
 		return served
@@ -100,9 +106,79 @@ func judge(status int, body []byte) verdict {
 	return failed // 1xx, other 2xx, 3xx, 5xx: none is an answer to a call of this API
 }
 
+// vendorCodes is the error map of the compatible vendors: what a code or a type of
+// theirs means, by the status it comes with. The rest, such as Z.AI's 1302 and 1303 and
+// Kimi's rate_limit_reached_error, mean what their status says.
+var vendorCodes = map[int]map[string]verdict{
+	http.StatusTooManyRequests: {
+		// Z.AI sends 429 for trouble with an account, too. Source:
+		// https://docs.z.ai/api-reference/api-code.
+		"1113": spent, // no balance, or the key of another plan or region
+		"1308": spent, // a plan's window is used up
+		"1309": spent,
+		"1310": spent,
+		"1313": spent, // against its rules of fair use
+		// Kimi. Source: https://platform.moonshot.ai/docs.
+		"exceeded_current_quota_error": spent,
+		"engine_overloaded_error":      overloaded,
+		// OpenAI's, and of those who write errors as it does. Source:
+		// https://platform.openai.com/docs/guides/error-codes.
+		"insufficient_quota": spent,
+	},
+	http.StatusBadRequest: unknownModelCodes,
+	http.StatusNotFound:   unknownModelCodes,
+}
+
+var unknownModelCodes = map[string]verdict{
+	"1211":            noModel, // Z.AI
+	"model_not_found": noModel, // OpenAI's
+}
+
+// judgeVendor is what a vendor's own error means; notTried: no more than its status.
+func judgeVendor(status int, body []byte) verdict {
+	codes, ok := vendorCodes[status]
+	if !ok {
+		return notTried
+	}
+	e, ok := messages.ParseVendorError(body)
+	if !ok {
+		return notTried
+	}
+	if v := cmp.Or(codes[e.Code], codes[e.Type]); v != notTried {
+		return v
+	}
+	if deniesModel(status, e.Message) {
+		return noModel
+	}
+	return notTried
+}
+
+// modelDenied is how vendors without a code say that they do not know a model: "Model
+// Not Exist" (DeepSeek, 400), "The model `x` does not exist." (vLLM, 404), `model "x" not
+// found, try pulling it first` (Ollama, 404). A name is one word.
+var modelDenied = regexp.MustCompile(`^(?i:(?:the )?model:? (?:\S+ )?(?:does not exist|not exist|(?:is |was )?not found))\b`)
+
+// deniesModel reads the beginning of a message, since the rest may echo what a client
+// wrote. A 400 may even begin so: with the name of a field that the client made up, as in
+// "NAME: Extra inputs are not permitted". There it must be all of the message.
+func deniesModel(status int, message string) bool {
+	said := modelDenied.FindString(message)
+	switch status {
+	case http.StatusNotFound:
+		return said != ""
+	case http.StatusBadRequest:
+		return said != "" && (message == said || message == said+".")
+	}
+	return false
+}
+
 // spendCode: a monthly cap is sent as 429 and lasts until it is raised or the
-// month ends. Source: https://platform.claude.com/docs/en/api/rate-limits.
+// month ends; a billing_error is the stop of a budget, as a relay before this one sends
+// it, see failure.write. Source: https://platform.claude.com/docs/en/api/rate-limits.
 func spendCode(e messages.Error) bool {
+	if e.Error.Type == messages.Billing {
+		return true
+	}
 	if e.Error.Details == nil {
 		return false
 	}
