@@ -137,6 +137,8 @@ func TestClientsCannotSpeakOfMoney(t *testing.T) {
 	for i, w := range wordings {
 		for name, f := range map[string]simulator.Fault{
 			"400, after a path":       worded(400, "messages.0.content: "+w),
+			"400, a field of that":    worded(400, w+": Extra inputs are not permitted"),
+			"400, a path of that":     worded(400, w+".0.x: Extra inputs are not permitted"),
 			"400, quoted":             worded(400, `"`+w+`" is no role`),
 			"400, after a space":      worded(400, " "+w),
 			"400, after a line":       worded(400, "\n"+w),

@@ -374,8 +374,8 @@ func (h *Handler) finish(w http.ResponseWriter, x *exchange) {
 		}
 	}
 	x.took = time.Since(x.start)
+	h.observe(x) // first: who has seen the record may ask for what is behind it
 	x.record(h.log)
-	h.observe(x)
 	if p != nil {
 		panic(http.ErrAbortHandler)
 	}

@@ -195,8 +195,12 @@ var spendWordings = []string{
 	"Your credit balance is too low",
 }
 
+// extraField ends what the API says of a field that it does not know, after the name
+// that the client gave it.
+const extraField = ": Extra inputs are not permitted"
+
 func spendWording(e messages.Error) bool {
-	if e.Error.Type != messages.InvalidRequest {
+	if e.Error.Type != messages.InvalidRequest || strings.HasSuffix(e.Error.Message, extraField) {
 		return false
 	}
 	for _, w := range spendWordings {
