@@ -13,6 +13,7 @@ import (
 	"github.com/stretchr/testify/assert"
 	"github.com/stretchr/testify/require"
 
+	"cc-relay/internal/keypool"
 	"cc-relay/internal/provider"
 	"cc-relay/internal/proxy"
 	"cc-relay/internal/router"
@@ -123,6 +124,22 @@ func testPings(t *testing.T) {
 			assert.LessOrEqual(t, (<-known).Sub(start), time.Since(start)+time.Second, "the provider goes on for nobody")
 		})
 	})
+	t.Run("a client that takes no ping", func(t *testing.T) {
+		synctest.Test(t, func(t *testing.T) {
+			rest := &later{at: time.Hour, r: strings.NewReader(stopFrame), began: time.Now()}
+			up := memory(endsWithContext(answering("text/event-stream", func() io.Reader { return io.MultiReader(strings.NewReader(startFrame), rest) })))
+			log := newLogs()
+			live := newLive(t, setup{upstreams: []upstream{up}}, log.logger())
+			start := time.Now()
+			assert.Panics(t, func() {
+				proxy.NewHandler(live, log.logger()).ServeHTTP(&onceWriter{sink: sink{header: http.Header{}}}, aliceRequest(ask(opus, true)))
+			})
+			assert.Equal(t, 15*time.Second, time.Since(start), "at the ping, though nothing else tells that it is gone")
+			assert.Equal(t, "client_gone", log.next(t)["outcome"])
+			assert.Zero(t, live.Router.Upstreams()[0].Lane(keypool.ClassOf(opus)).Status().Failures, "the provider is not to blame")
+			time.Sleep(2 * time.Hour) // the silent read ends inside the bubble
+		})
+	})
 	t.Run("a slow client", func(t *testing.T) {
 		synctest.Test(t, func(t *testing.T) {
 			// Written until 20 s; a ping from 35 s to 55 s.
@@ -150,4 +167,14 @@ type later struct {
 func (l *later) Read(p []byte) (int, error) {
 	time.Sleep(l.at - time.Since(l.began))
 	return l.r.Read(p)
+}
+
+// onceWriter is a client that takes one write and no other.
+type onceWriter struct{ sink }
+
+func (o *onceWriter) Write(p []byte) (int, error) {
+	if o.body.Len() > 0 {
+		return 0, io.ErrClosedPipe
+	}
+	return o.sink.Write(p)
 }
