@@ -85,7 +85,10 @@ func TestAConversationStaysThatLeftSomethingBehind(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
 				keys, ids := keysOf(2, plenty, plenty, plenty)
 				p := patient(t, keypool.StrategyRoundRobin, keys...)
-				require.Equal(t, ids[0], turn(t, p, next(false, false)))
+				first := next(false, false)
+				first.Tools = tc.demand.Stays
+				require.Equal(t, ids[0], turn(t, p, first))
+				assert.Equal(t, first.Tools, len(p.Snapshot().Homes) > 0, "what has nothing to come back to is not remembered")
 				if tc.busy > 0 {
 					require.NoError(t, p.UpdateClassFromHeaders(ids[0], opus, rateHeaders(int(time.Minute/tc.busy), 0)))
 				}

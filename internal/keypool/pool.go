@@ -56,6 +56,8 @@ type Demand struct {
 	// free, though nothing of it is cached there: what its organization alone can read
 	// (thinking, a container) would be lost elsewhere.
 	Stays bool
+	// Tools: its next turn may have to.
+	Tools bool
 	// OpenTools: and it waits a moment for that key, for it is in the middle of a turn.
 	OpenTools bool
 	Arrived   time.Time // when the request came: its one budget of waiting counts from here; zero = now
@@ -290,10 +292,10 @@ func (p *KeyPool) dispatch(now time.Time, c *class, s *slot, d *Demand, v *view)
 	return Lease{pool: p, key: s.key, hold: h, generation: h.generation}, nil
 }
 
-// settleIn makes the key the conversation's home, for its next turn may have to stay,
-// and notes what the request will read and write there.
+// settleIn makes the key the conversation's home, where there is or may be something to
+// come back to, and notes what the request will read and write there.
 func (p *KeyPool) settleIn(now time.Time, c *class, s *slot, d *Demand, v *view, h *hold) {
-	if p.affinityOff {
+	if p.affinityOff || len(d.Prefix) == 0 && !d.Stays && !d.Tools {
 		return
 	}
 	at := home{key: s.key, used: now, life: cacheLife}

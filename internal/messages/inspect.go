@@ -54,7 +54,7 @@ func Inspect(body []byte, seed uint64) (Request, error) {
 		return Request{}, err
 	}
 	p.prefix(&req.Prefix, req.Model)
-	req.OpenTools, req.Fast, req.Container = p.messages.open, p.fast, p.container
+	req.OpenTools, req.Tools, req.Fast, req.Container = p.messages.open, p.tools.n > 0, p.fast, p.container
 	return req, nil
 }
 

@@ -31,6 +31,8 @@ type Request struct {
 	// system are passed over: Claude Code puts them after what the user sends. Names
 	// written with escapes are not seen.
 	OpenTools bool
+	// Tools: the request offers tools, so that the client's next one may answer calls.
+	Tools bool
 	// Container: the request names the container that earlier turns have used, which only
 	// their organization has.
 	Container bool

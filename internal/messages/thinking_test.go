@@ -261,6 +261,14 @@ func TestStripInSmallReads(t *testing.T) {
 	}
 }
 
+func TestTools(t *testing.T) {
+	for value, want := range map[string]bool{`[{"name":"a"}]`: true, `[]`: false, `null`: false} {
+		req, err := messages.Inspect([]byte(`{"model":"m","tools":`+value+`}`), 0)
+		require.NoError(t, err)
+		assert.Equal(t, want, req.Tools, value)
+	}
+}
+
 func TestContainer(t *testing.T) {
 	for value, want := range map[string]bool{`"container_1"`: true, `{"id":"container_1"}`: true, `null`: false} {
 		req, err := messages.Inspect([]byte(`{"model":"m","container":`+value+`}`), 0)

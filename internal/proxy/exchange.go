@@ -168,7 +168,7 @@ func (x *exchange) inspect(w http.ResponseWriter) bool {
 	x.demand.MaxTokens = msg.MaxTokens
 	x.demand.Conversation = x.conversation(class)
 	x.demand.Prefix = marks(x.msg.Prefix.Marks())
-	x.demand.OpenTools = x.msg.OpenTools
+	x.demand.OpenTools, x.demand.Tools = msg.OpenTools, msg.Tools
 	x.demand.Stays = msg.OpenTools || msg.Container
 	return true
 }
