@@ -112,7 +112,7 @@ func (r *report) rows() [][2]string {
 		rows = append(rows[:2], [][2]string{
 			{"answers", r.ends()},
 			{"connections broken by the network", fmt.Sprint(r.broken)},
-			{"connections that the kernel gave up", fmt.Sprint(r.after.lost - r.before.lost)},
+			{"connections that the kernel gave up", r.givenUp()},
 			{"attempts beyond the first", fmt.Sprint(r.log.retries)},
 		}...)
 	}
@@ -138,6 +138,13 @@ func (r *report) rows() [][2]string {
 		{"file descriptors", fmt.Sprintf("%d before, %d after, and %d and %d of connections that the provider has closed", r.before.fds, r.after.fds, r.before.idle, r.after.idle)},
 		{"warnings of the relay", fmt.Sprint(r.log.warnings.n)},
 	}...)
+}
+
+func (r *report) givenUp() string {
+	if r.before.lost < 0 || r.after.lost < 0 {
+		return "unknown"
+	}
+	return fmt.Sprint(r.after.lost - r.before.lost)
 }
 
 func (r *report) unjudged() string {

@@ -138,7 +138,7 @@ type sample struct {
 	rss  int64         // bytes
 	fds  int           // without idle
 	idle int           // descriptors of connections that the provider has closed and the relay not yet
-	lost int           // connections of the whole machine that its kernel has given up so far
+	lost int           // connections of the whole machine that its kernel has given up so far; -1: it does not say
 
 	told       bool // there were metrics, which the rest is of
 	goroutines int
@@ -178,9 +178,7 @@ func (w *watcher) measure() (sample, error) {
 	if s.fds, s.idle, err = descriptors(w.pid); err != nil {
 		return s, err
 	}
-	if s.lost, err = givenUp(w.pid); err != nil {
-		return s, err
-	}
+	s.lost = givenUp(w.pid)
 	m, err := w.metrics()
 	if err != nil {
 		return s, nil //nolint:nilerr // a relay without metrics is measured from outside
@@ -227,21 +225,20 @@ func descriptors(pid int) (open, idle int, err error) {
 
 // givenUp counts the connections of the process's network whose peer acknowledged nothing
 // for too long. A client whose answer was in the kernel by then has a part of what the
-// relay takes for sent.
-func givenUp(pid int) (int, error) {
-	table, err := os.ReadFile(fmt.Sprintf("/proc/%d/net/netstat", pid))
-	if err != nil {
-		return 0, err
-	}
+// relay takes for sent. -1: the system does not count them.
+func givenUp(pid int) int {
+	table, _ := os.ReadFile(fmt.Sprintf("/proc/%d/net/netstat", pid))
 	var names []string
 	for line := range strings.Lines(string(table)) {
 		fields := strings.Fields(line)
 		if at := slices.Index(names, "TCPAbortOnTimeout"); at >= 0 && len(fields) == len(names) {
-			return strconv.Atoi(fields[at])
+			if n, err := strconv.Atoi(fields[at]); err == nil {
+				return n
+			}
 		}
 		names = fields // of the line that follows
 	}
-	return 0, errors.New("/proc/net/netstat does not name TCPAbortOnTimeout")
+	return -1
 }
 
 // metrics are summed over their labels.

@@ -56,8 +56,9 @@ type decision struct {
 
 // decide is the whole choice and changes nothing but the turn of the selector and
 // what is noted of crowds: the conversation's home while the wait for it costs
-// less than its cache saves, or what it has left there is worth, else the selector's pick among the keys that can
-// serve now, else the key that can serve first. The caller holds mu for writing.
+// less than its cache saves, or what it has left there is worth, else the selector's
+// pick among the keys that can serve now, else the key that can serve first. The
+// caller holds mu for writing.
 func (p *KeyPool) decide(now time.Time, c *class, d *Demand, own *waiter) decision {
 	p.views, p.drawn = p.views[:0], p.drawn[:0]
 	home, stays := p.homeOf(now, c, d), false
@@ -102,8 +103,8 @@ func (p *KeyPool) worth(now time.Time, d *Demand, home, free, soonest *view) tim
 }
 
 // homeOf is the slot where the conversation's prompt is cached, or what it has left
-// behind: that of its last key, or of another key of the same cache where that one cannot serve; -1 if
-// there is none.
+// behind: that of its last key, or of another key of the same cache where that one
+// cannot serve; -1 if there is none.
 func (p *KeyPool) homeOf(now time.Time, c *class, d *Demand) int {
 	if p.affinityOff || len(d.Prefix) == 0 && !d.Stays {
 		return -1

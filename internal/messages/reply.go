@@ -4,7 +4,6 @@ package messages
 type Reply struct {
 	Error      bool // "type" is "error": an error body, whatever its status; see ParseError
 	Usage      Usage
-	HasUsage   bool   // Usage was there
 	Suspect    bool   // a count in it was odd and was clamped, as in Meter.Suspect
 	StopReason string // "" when absent or null
 }
@@ -36,7 +35,7 @@ func InspectReply(body []byte) (Reply, error) {
 	if err := s.invalid(); err != nil {
 		return Reply{}, err
 	}
-	reply.Usage, reply.HasUsage, reply.Suspect = c.Usage, c.seen, c.suspect
+	reply.Usage, reply.Suspect = c.Usage, c.suspect
 	return reply, nil
 }
 

@@ -18,8 +18,8 @@ func TestInspectReply(t *testing.T) {
 		name, body string
 		want       messages.Reply
 	}{
-		{"message", reply, messages.Reply{Usage: full, HasUsage: true, StopReason: "end_turn"}},
-		{"blank lines first", "\n\n\r\n" + reply + "\n", messages.Reply{Usage: full, HasUsage: true, StopReason: "end_turn"}},
+		{"message", reply, messages.Reply{Usage: full, StopReason: "end_turn"}},
+		{"blank lines first", "\n\n\r\n" + reply + "\n", messages.Reply{Usage: full, StopReason: "end_turn"}},
 		{"error", `{"type":"error","error":{"type":"overloaded_error","message":"x"}}`, messages.Reply{Error: true}},
 		{"error named deeper only", `{"error":{"type":"error"}}`, messages.Reply{}},
 		{"type not a string", `{"type":["error"]}`, messages.Reply{}},
@@ -28,7 +28,7 @@ func TestInspectReply(t *testing.T) {
 		{"usage without counts", `{"usage":{"service_tier":"x"}}`, messages.Reply{}},
 		{"usage null", `{"usage":null,"stop_reason":null}`, messages.Reply{}},
 		{"usage no object", `{"usage":[1]}`, messages.Reply{Suspect: true}},
-		{"odd counts", `{"usage":{"input_tokens":-5,"output_tokens":1e300}}`, messages.Reply{Usage: messages.Usage{Output: 1 << 53}, HasUsage: true, Suspect: true}},
+		{"odd counts", `{"usage":{"input_tokens":-5,"output_tokens":1e300}}`, messages.Reply{Usage: messages.Usage{Output: 1 << 53}, Suspect: true}},
 		{"new stop reason", `{"stop_reason":"compaction"}`, messages.Reply{StopReason: "compaction"}},
 		{"absurd stop reason", `{"stop_reason":"` + strings.Repeat("x", 65) + `"}`, messages.Reply{}},
 	}

@@ -419,7 +419,8 @@ func (m model) named(name string) model {
 	return model{name, m.lifecycle, object}
 }
 
-// bare is the entry of a model that no upstream lists, or not in this shape: its name is all there is to say.
+// bare is the entry of a model that no upstream lists, or not in this shape: its name is
+// all there is to say.
 func bare(name string) model {
 	object, _ := json.Marshal(struct { // strings cannot fail to encode
 		Type        string `json:"type"`

@@ -224,6 +224,12 @@ func testSpentKeysAreTriedByWhatCosts(t *testing.T) {
 func testUnknownModels(t *testing.T) {
 	leakFree(t)
 	a, b := startSim(t, "a", 1, simulator.Config{Models: []string{haiku}}), newSim(t, "b", 1)
+	requireLacksOpus(t, a, b)
+}
+
+// requireLacksOpus checks that opus is asked for at a once, and then at b alone.
+func requireLacksOpus(t *testing.T, a, b *sim) {
+	t.Helper()
 	r := relayOf(t, a, b)
 	for range 3 {
 		got := r.do(call{body: ask(opus, true)})

@@ -139,17 +139,7 @@ func TestVendorsUnknownModels(t *testing.T) {
 		bodied(404, `{"error":{"code":"model_not_found","message":"The model x does not exist"}}`),
 	} {
 		f.To = 1
-		a, b := newSim(t, "a", 1, f), newSim(t, "b", 1)
-		r := relayOf(t, a, b)
-		for range 3 {
-			got := r.do(call{body: ask(opus, true)})
-			requireServed(t, got, true)
-			assert.Equal(t, "b", got.header.Get("X-Cc-Relay-Provider"))
-		}
-		assert.Len(t, a.Seen(), 1, "a provider that lacks a model is asked once")
-		got := r.do(call{body: ask(haiku, true)})
-		requireServed(t, got, true)
-		assert.Equal(t, "a", got.header.Get("X-Cc-Relay-Provider"), "other models are not concerned")
+		requireLacksOpus(t, newSim(t, "a", 1, f), newSim(t, "b", 1))
 	}
 }
 
